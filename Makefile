@@ -1,0 +1,68 @@
+# Every target sets itself up in its own environment, $(VENV). PYTHON=... names another interpreter.
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+
+# The first interpreter that is new enough and can make an environment and build extensions.
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
+	$$python -c 'import ensurepip, os, sys, sysconfig, venv; \
+		sys.exit(sys.version_info < (3, 11) or not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
+		>/dev/null 2>&1 && echo $$python && break; done)
+
+SOURCES := pyproject.toml setup.py README.md \
+	$(shell find kvwire/_ext -name '*.pyx' -o -name '*.pxd' -o -name '*_impl.c' -o -name '*.h')
+
+.PHONY: demo test lint test-models test-arm clean
+
+demo: $(STAMPS)/installed
+	$(BIN)/python -m kvwire.cli.demo
+
+test: lint
+	$(BIN)/python -m pytest --ignore=tests/models
+
+lint: $(STAMPS)/strict
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+test-models: $(STAMPS)/models
+	$(BIN)/python -m pytest tests/models
+
+$(BIN)/python:
+	@test -n '$(PYTHON)' || { echo 'kvwire needs Python 3.11 or newer with venv and headers' \
+		'(Debian: python3, python3-venv, python3-dev), or PYTHON=/path/to/python.' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMPS)/installed: $(SOURCES) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	@mkdir -p $(@D) && touch $@
+
+# Builds everything anew, so that no warning of the compiler hides in an object file from before.
+$(STAMPS)/strict: $(SOURCES) | $(BIN)/python
+	rm -f kvwire/_ext/*.so
+	KVWIRE_WERROR=1 $(BIN)/python -m pip install --quiet --editable '.[test]'
+	@mkdir -p $(@D) && touch $@ $(STAMPS)/installed
+
+$(STAMPS)/models: $(STAMPS)/strict .ci/check_torch.py
+	@echo 'Asking the package index which build of torch it offers ...'
+	@$(BIN)/python -m pip install --quiet --dry-run --no-deps --ignore-installed --report $(STAMPS)/torch.json \
+		'$(shell sed -n 's/^models = \["\(torch==[0-9.]*\)".*/\1/p' pyproject.toml)'
+	@$(BIN)/python .ci/check_torch.py $(STAMPS)/torch.json
+	$(BIN)/python -m pip install --quiet --editable '.[test,models]'
+	@touch $@
+
+# The ARMv8 code of CRC32C, cross-compiled and run under emulation. Needs, as Debian names them: gcc-aarch64-linux-gnu,
+# libc6-dev-arm64-cross, qemu-user-static.
+test-arm:
+	@for tool in aarch64-linux-gnu-gcc qemu-aarch64-static; do command -v $$tool >/dev/null || { echo \
+		"$$tool is missing; Debian packages: gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static" >&2; \
+		exit 1; }; done
+	@mkdir -p build
+	aarch64-linux-gnu-gcc -std=gnu11 -O3 -Wall -Wextra -Werror -static -Ikvwire/_ext \
+		tests/crc32c_selftest.c kvwire/_ext/crc32c_impl.c -o build/crc32c_selftest_arm
+	qemu-aarch64-static build/crc32c_selftest_arm armv8-pmull armv8 portable
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -f kvwire/_ext/*.so $(patsubst %.pyx,%.c,$(wildcard kvwire/_ext/*.pyx))

@@ -1,0 +1,239 @@
+"""The engine's structures: who owns what, and which lock guards it.
+
+    engine_t   one per node; owns workers and the list of handles that Python has to look at
+    worker_t   one native thread and its epoll; owns the sockets and buffers of its lanes
+    link_t     what the lanes of a link share: send queue, transfers, receipts. `lock` guards all of it
+    lane_t     one TCP connection; fields are its worker's alone unless marked "lock"
+    out_t      a transfer that leaves; in_t: a transfer that arrives
+
+Lock order: link_t.lock, then engine_t.dirty_lock. No lock is held over a system call (waking a condition aside).
+Workers never take the GIL; Python holds a lock only for work that does not grow with the data.
+"""
+
+from kvwire._ext.frame cimport HEADER_BYTES
+from kvwire._ext.lanelog cimport lanelog_t
+from kvwire._ext.layout cimport segment_t
+from kvwire._ext.ledger cimport ledger_t
+from kvwire._ext.sendqueue cimport queue_t
+
+ctypedef unsigned long long u64
+ctypedef unsigned int u32
+
+cdef extern from "<time.h>" nogil:
+    cdef struct timespec:
+        long tv_sec
+        long tv_nsec
+    int clock_gettime(int clock, timespec *ts)
+    int CLOCK_MONOTONIC
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_t:
+        pass
+    ctypedef struct pthread_mutex_t:
+        pass
+    ctypedef struct pthread_cond_t:
+        pass
+    ctypedef struct pthread_condattr_t:
+        pass
+    int pthread_mutex_init(pthread_mutex_t *m, void *attr)
+    int pthread_mutex_destroy(pthread_mutex_t *m)
+    int pthread_mutex_lock(pthread_mutex_t *m)
+    int pthread_mutex_unlock(pthread_mutex_t *m)
+    int pthread_condattr_init(pthread_condattr_t *a)
+    int pthread_condattr_setclock(pthread_condattr_t *a, int clock)
+    int pthread_condattr_destroy(pthread_condattr_t *a)
+    int pthread_cond_init(pthread_cond_t *c, pthread_condattr_t *attr)
+    int pthread_cond_destroy(pthread_cond_t *c)
+    int pthread_cond_wait(pthread_cond_t *c, pthread_mutex_t *m)
+    int pthread_cond_timedwait(pthread_cond_t *c, pthread_mutex_t *m, timespec *deadline)
+    int pthread_cond_broadcast(pthread_cond_t *c)
+
+cdef extern from *:
+    """
+    static inline int kv_exchange(int *p, int v) { return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST); }
+    static inline int kv_load(const int *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
+    """
+    int kv_exchange(int *p, int v) noexcept nogil
+    int kv_load(const int *p) noexcept nogil
+
+cdef enum:
+    LOG_RUNS = 4096                # a lane's unacknowledged runs: above any socket's buffers in cells
+    BATCH_FRAMES = 16              # data frames in one sendmsg
+    BATCH_IOVECS = 1024            # UIO_MAXIOV, linux/uio.h
+    CELL_IOVECS = 60               # a cell in more pieces is gathered first: BATCH_FRAMES * (1 + 60) fits
+    MIN_PIECE_BYTES = 2048         # pieces smaller than this on average are gathered first
+    CONTROL_BYTES = 4096           # acknowledgements and receipts at the front of a batch
+    TURN_BYTES = 2 * 1024 * 1024   # what one lane may move before its worker looks at the others
+    CLAIM_BYTES_MIN = 16 * 1024    # TCP_NOTSENT_LOWAT and claims: 10 ms of the lane's rate inside these
+    CLAIM_BYTES_MAX = 256 * 1024
+    ACK_BYTES = 1024 * 1024        # landed bytes after which an acknowledgement goes out at once
+    ACK_DELAY_NS = 2000000         # and the longest that fewer wait
+    TABLE_SIZE = 1024              # buckets of a transfer table
+
+cdef enum state_t:
+    ACTIVE = 0
+    COMMITTED = 1
+    ABORTED = 2
+    LOST = 3                       # the link was closed under it
+
+cdef enum lane_close_t:
+    LANE_OPEN = 0
+    LANE_EOF = 1
+    LANE_ERRNO = 2
+    LANE_BAD_FRAME = 3             # detail: frame_error_t
+    LANE_UNKNOWN_TRANSFER = 4
+    LANE_OUTSIDE_GRANT = 5
+    LANE_BAD_ACK = 6
+    LANE_BAD_RECEIPT = 7
+    LANE_REQUESTED = 8
+    LANE_NO_MEMORY = 9
+
+cdef struct dirty_t:
+    void *handle                   # PyObject *, NULL once the Python side is gone
+    dirty_t *next
+    bint queued
+
+cdef struct out_t:
+    link_t *link
+    out_t *next                    # in the link's table
+    dirty_t dirty
+    u64 id
+    int refs                       # lock: the Python handle, and every run in the queue or in a lane log
+    int state                      # lock: state_t
+    int readers                    # lock: workers that read its pages just now
+    int klass
+    u64 deadline
+    u32 cell_bytes
+    u32 segments                   # without the attachment
+    segment_t *segment
+    char *attachment
+    u32 attachment_len
+    u32 *unready                   # ready_lock: [all cells] bytes that are not ready
+    u64 *first_cell                # [segments + 1] number of each segment's first cell
+    unsigned char *block_ready     # ready_lock: [all blocks]
+    u64 *first_block               # [segments + 1]
+    u64 unready_cells              # lock: attachment included
+    pthread_mutex_t ready_lock
+    u64 first_ready_ns
+    u64 last_ready_ns
+    u64 receipt_ns
+    u64 resent_cells
+    pthread_cond_t changed
+
+cdef struct in_t:
+    link_t *link
+    in_t *next
+    dirty_t dirty
+    u64 id
+    int refs                       # lock: the Python handle, and every worker that places a cell of it
+    int state                      # lock
+    int writers                    # lock: workers that write its slots just now
+    u32 cell_bytes
+    u32 segments
+    bint has_attachment
+    segment_t *segment
+    ledger_t ledger                # lock
+    u32 *done                      # lock: complete segments in the order in which they became so
+    u32 done_count                 # lock
+    char *attachment
+    u32 attachment_len
+    u64 first_ns
+    u64 commit_ns
+    u64 duplicates
+    pthread_cond_t changed
+
+cdef struct lane_t:
+    worker_t *worker
+    link_t *link
+    lane_t *next_in_link           # lock
+    lane_t *next_in_worker
+    int fd
+    u32 id
+    u32 incarnation
+    int close_reason               # lane_close_t
+    int close_detail
+    int close_request              # atomic
+    bint retired                   # lock: the worker has let it go; Python may read and free it
+    bint readable
+    bint writable
+    bint hangup                    # the peer has closed: read to the end
+    # receive
+    char *stream
+    size_t stream_head
+    size_t stream_tail
+    u64 rx_seq
+    u64 rx_acked
+    u64 rx_unacked_bytes
+    u64 ack_due_ns                 # 0: nothing to acknowledge
+    # send
+    lanelog_t log                  # lock
+    u64 sent_seq                   # lock: frames before it were given to the kernel
+    char *control                  # CONTROL_BYTES
+    char *stage                    # gathered cells
+    char *rest                     # what the kernel did not take of the last batch
+    size_t rest_at
+    size_t rest_len
+    u32 claim_bytes
+    # rate, from acknowledged bytes
+    u64 acked_bytes                # lock
+    u64 rate_mark_bytes
+    u64 rate_mark_ns
+    u64 rate_Bps
+    # totals
+    u64 tx_bytes
+    u64 rx_bytes
+    u64 tx_frames
+    u64 rx_frames
+
+cdef struct link_t:
+    engine_t *engine
+    pthread_mutex_t lock
+    pthread_cond_t changed
+    dirty_t dirty
+    queue_t queue
+    u64 *receipts                  # ids of transfers whose receipt has to leave
+    size_t receipt_count
+    size_t receipt_capacity
+    lane_t *lanes
+    int lanes_open
+    out_t *out[TABLE_SIZE]
+    in_t *inc[TABLE_SIZE]
+    u64 newest_in                  # largest id that was ever registered; smaller unknown ones are over
+    bint closed
+
+cdef struct worker_t:
+    engine_t *engine
+    pthread_t thread
+    int index
+    int epoll_fd
+    int wake_fd
+    int wake                       # atomic: a wake-up is on its way
+    lane_t *lanes
+    lane_t *inbox                  # guarded by inbox_lock
+    pthread_mutex_t inbox_lock
+
+cdef struct engine_t:
+    worker_t *workers
+    int worker_count
+    int next_worker
+    int stop                       # atomic
+    int event_fd
+    int signalled                  # atomic: event_fd was written and Python has not looked yet
+    pthread_mutex_t dirty_lock
+    dirty_t *dirty_first
+    dirty_t *dirty_last
+    size_t stream_bytes
+    u32 max_cell_bytes
+    u64 gil_entries                # guarded by the GIL itself
+
+cdef inline u64 now_ns() noexcept nogil:
+    cdef timespec ts
+    clock_gettime(CLOCK_MONOTONIC, &ts)
+    return <u64>ts.tv_sec * 1000000000 + <u64>ts.tv_nsec
+
+cdef inline u32 out_cell_len(const out_t *t, u32 segment, u32 cell) noexcept nogil:
+    cdef long long left
+    if segment == t.segments:
+        return t.attachment_len
+    left = t.segment[segment].nbytes - <long long>cell * t.cell_bytes
+    return <u32>left if left < t.cell_bytes else t.cell_bytes

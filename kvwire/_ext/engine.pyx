@@ -1,0 +1,284 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""The engine: native worker threads, each an epoll loop over its lanes. Workers never take the GIL."""
+
+import os
+import weakref
+
+from cpython.ref cimport PyObject, Py_DECREF, Py_INCREF
+from libc.errno cimport errno
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from posix.unistd cimport close, read
+
+from kvwire._ext.core cimport *
+from kvwire._ext.link cimport lane_fail, lane_retire, wake_worker
+from kvwire._ext.receive cimport lane_receive
+from kvwire._ext.send cimport lane_send
+
+from kvwire.errors import Closed, LocalError
+
+cdef extern from "<sys/epoll.h>" nogil:
+    cdef union epoll_data_t:
+        void *ptr
+    cdef struct epoll_event:
+        unsigned int events
+        epoll_data_t data
+    int epoll_create1(int flags)
+    int epoll_ctl(int epfd, int op, int fd, epoll_event *event)
+    int epoll_wait(int epfd, epoll_event *events, int count, int timeout_ms)
+    int EPOLL_CTL_ADD, EPOLL_CLOEXEC
+    unsigned int EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLHUP, EPOLLERR, EPOLLET
+
+cdef extern from "<sys/eventfd.h>" nogil:
+    int eventfd(unsigned int value, int flags)
+    int EFD_NONBLOCK, EFD_CLOEXEC
+
+cdef extern from "<signal.h>" nogil:
+    ctypedef struct sigset_t:
+        pass
+    int sigfillset(sigset_t *s)
+    int pthread_sigmask(int how, const sigset_t *new, sigset_t *old)
+    int SIG_SETMASK
+
+cdef extern from "<pthread.h>" nogil:
+    int pthread_create(pthread_t *thread, void *attr, void *(*main)(void *) noexcept nogil, void *arg)
+    int pthread_join(pthread_t thread, void **result)
+
+cdef enum:
+    EVENTS = 64
+
+
+cdef void adopt_inbox(worker_t *w) noexcept nogil:
+    """Take over lanes that Python has added: from here on their sockets are this worker's."""
+    cdef lane_t *lane
+    cdef lane_t *next_lane
+    cdef epoll_event event
+    pthread_mutex_lock(&w.inbox_lock)
+    lane = w.inbox
+    w.inbox = NULL
+    pthread_mutex_unlock(&w.inbox_lock)
+    while lane != NULL:
+        next_lane = lane.next_in_worker
+        lane.next_in_worker = w.lanes
+        w.lanes = lane
+        lane.rate_mark_ns = now_ns()
+        event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
+        event.data.ptr = lane
+        if epoll_ctl(w.epoll_fd, EPOLL_CTL_ADD, lane.fd, &event) < 0:
+            lane_fail(lane, LANE_ERRNO, errno)
+        lane = next_lane
+
+
+cdef void retire_failed(worker_t *w) noexcept nogil:
+    cdef lane_t **at = &w.lanes
+    cdef lane_t *lane
+    while at[0] != NULL:
+        lane = at[0]
+        if lane.fd < 0:
+            at[0] = lane.next_in_worker
+            lane_retire(lane)              # frees nothing, but Python may from here on
+        else:
+            at = &lane.next_in_worker
+
+
+cdef int sleep_ms(worker_t *w) noexcept nogil:
+    """Until the earliest acknowledgement is due; -1 when none is."""
+    cdef lane_t *lane = w.lanes
+    cdef u64 due = 0, now
+    while lane != NULL:
+        if lane.ack_due_ns and lane.writable and (due == 0 or lane.ack_due_ns < due):
+            due = lane.ack_due_ns
+        lane = lane.next_in_worker
+    if due == 0:
+        return -1
+    now = now_ns()
+    return 0 if due <= now else <int>((due - now + 999999) // 1000000)
+
+
+cdef void *worker_main(void *arg) noexcept nogil:
+    cdef worker_t *w = <worker_t *>arg
+    cdef epoll_event events[EVENTS]
+    cdef lane_t *lane
+    cdef uint64_t count
+    cdef u64 now
+    cdef int i, n
+    cdef bint busy = False
+    while not kv_load(&w.engine.stop):
+        n = epoll_wait(w.epoll_fd, events, EVENTS, 0 if busy else sleep_ms(w))
+        busy = False
+        for i in range(n):
+            lane = <lane_t *>events[i].data.ptr
+            if lane == NULL:
+                read(w.wake_fd, &count, sizeof(count))
+                kv_exchange(&w.wake, 0)    # before any queue is looked at, see wake_worker
+                adopt_inbox(w)
+                continue
+            if events[i].events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
+                lane.readable = True
+                lane.hangup = lane.hangup or (events[i].events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0
+            if events[i].events & EPOLLOUT:
+                lane.writable = True
+        now = now_ns()
+        lane = w.lanes
+        while lane != NULL:
+            if kv_load(&lane.close_request):
+                lane_fail(lane, LANE_REQUESTED, 0)
+            if lane.readable and lane_receive(lane, now):
+                busy = True
+            if lane.writable and lane_send(lane, now):
+                busy = True
+            lane = lane.next_in_worker
+        retire_failed(w)
+    adopt_inbox(w)
+    lane = w.lanes
+    while lane != NULL:
+        lane_fail(lane, LANE_REQUESTED, 0)
+        lane = lane.next_in_worker
+    retire_failed(w)
+    return NULL
+
+
+cdef class Engine:
+    """Worker threads and the list of handles that changed; one per node."""
+
+    def __cinit__(self, int workers=2, size_t stream_bytes=512 * 1024, u32 max_cell_bytes=256 * 1024):
+        cdef int i
+        cdef worker_t *w
+        cdef epoll_event event
+        cdef sigset_t all_signals, old
+        cdef int failed
+        self.pid = os.getpid()
+        self.c.event_fd = -1
+        pthread_mutex_init(&self.c.dirty_lock, NULL)
+        self.c.workers = <worker_t *>calloc(workers, sizeof(worker_t))
+        if self.c.workers == NULL:
+            raise MemoryError
+        self.c.worker_count = workers
+        self.c.stream_bytes = stream_bytes
+        self.c.max_cell_bytes = max_cell_bytes
+        self.is_open = True
+        self.c.event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+        for i in range(workers):
+            self.c.workers[i].epoll_fd = self.c.workers[i].wake_fd = -1
+        sigfillset(&all_signals)
+        for i in range(workers):
+            w = &self.c.workers[i]
+            w.engine = &self.c
+            w.index = i
+            w.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
+            w.wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+            pthread_mutex_init(&w.inbox_lock, NULL)
+            event.events = EPOLLIN
+            event.data.ptr = NULL
+            if (self.c.event_fd < 0 or w.epoll_fd < 0 or w.wake_fd < 0
+                    or epoll_ctl(w.epoll_fd, EPOLL_CTL_ADD, w.wake_fd, &event) < 0):
+                self.close()
+                raise LocalError(f"cannot make the engine's descriptors: {os.strerror(errno)}",
+                                 hint="raise the limit on open files (ulimit -n)")
+            pthread_sigmask(SIG_SETMASK, &all_signals, &old)   # the process's own threads take the signals
+            failed = pthread_create(&w.thread, NULL, worker_main, w)
+            pthread_sigmask(SIG_SETMASK, &old, NULL)
+            if failed:
+                self.close()
+                raise LocalError(f"cannot start a worker thread: {os.strerror(failed)}")
+            self.threads += 1
+        _engines.add(self)
+
+    cdef void check(self) except *:
+        self.c.gil_entries += 1
+        if not self.is_open:
+            raise Closed("the engine is closed")
+        if self.pid != os.getpid():
+            raise Closed("the engine belongs to the parent process", hint="make a new node after the fork")
+
+    def fileno(self):
+        return self.c.event_fd
+
+    def drain(self):
+        cdef uint64_t count
+        cdef dirty_t *d
+        cdef PyObject **found
+        cdef size_t n = 0, i
+        self.c.gil_entries += 1
+        read(self.c.event_fd, &count, sizeof(count))
+        kv_exchange(&self.c.signalled, 0)
+        # No Python allocation under the lock: it could collect a handle, whose end takes the same lock.
+        pthread_mutex_lock(&self.c.dirty_lock)
+        d = self.c.dirty_first
+        while d != NULL:
+            n += 1
+            d = d.next
+        found = <PyObject **>malloc((n + 1) * sizeof(void *))
+        n = 0
+        d = self.c.dirty_first if found != NULL else NULL
+        while d != NULL:
+            d.queued = False
+            found[n] = <PyObject *>d.handle
+            Py_INCREF(<object>found[n])
+            n += 1
+            d = d.next
+        if found != NULL:
+            self.c.dirty_first = self.c.dirty_last = NULL
+        pthread_mutex_unlock(&self.c.dirty_lock)
+        handles = []
+        for i in range(n):
+            handles.append(<object>found[i])
+            Py_DECREF(<object>found[i])
+        free(found)
+        return handles
+
+    def gil_entries(self):
+        return self.c.gil_entries
+
+    def close(self):
+        cdef int i, n = self.threads
+        cdef worker_t *w
+        if not self.is_open:
+            return
+        self.is_open = False
+        if self.pid == os.getpid():
+            with nogil:
+                kv_exchange(&self.c.stop, 1)
+                for i in range(n):
+                    wake_worker(&self.c.workers[i])
+                for i in range(n):
+                    pthread_join(self.c.workers[i].thread, NULL)
+        self.threads = 0
+        for i in range(self.c.worker_count):
+            w = &self.c.workers[i]
+            if w.epoll_fd >= 0:
+                close(w.epoll_fd)
+            if w.wake_fd >= 0:
+                close(w.wake_fd)
+            w.epoll_fd = w.wake_fd = -1
+        if self.c.event_fd >= 0:
+            close(self.c.event_fd)
+        self.c.event_fd = -1
+
+    def _after_fork(self):
+        """In a forked child: the sockets are the parent's, so they are closed here without a shutdown."""
+        cdef int i
+        cdef lane_t *lane
+        for i in range(self.c.worker_count):
+            lane = self.c.workers[i].lanes
+            while lane != NULL:
+                if lane.fd >= 0:
+                    close(lane.fd)
+                lane = lane.next_in_worker
+        self.close()
+
+    def __dealloc__(self):
+        self.close()
+        pthread_mutex_destroy(&self.c.dirty_lock)
+        free(self.c.workers)
+
+
+_engines = weakref.WeakSet()
+
+
+def _after_fork_in_child():
+    for engine in list(_engines):
+        engine._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,84 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""Frames on a lane.
+
+Header, 48 bytes, little-endian: magic "KVWF", version, type, flags, codec, key epoch u32, segment u32, sequence
+u64, transfer u64, cell u32, plain length u32, wire length u32, CRC32C u32. The sequence must be exactly the next
+one of its lane and direction: TCP keeps order, so anything else is damage or a lie.
+"""
+
+from libc.string cimport memset
+from cpython.bytes cimport PyBytes_FromStringAndSize
+
+from kvwire._ext.crc32c cimport kvwire_crc32c
+
+
+cdef void frame_header(header_t *h, frame_type_t type, unsigned long long sequence, unsigned long long transfer,
+                       unsigned int segment, unsigned int cell, unsigned int length) noexcept nogil:
+    """Fill a plain header; `crc` is left zero for whoever has the payload at hand."""
+    memset(h, 0, sizeof(header_t))
+    h.magic = FRAME_MAGIC
+    h.version = FRAME_VERSION
+    h.type = <unsigned char>type
+    h.sequence = sequence
+    h.transfer = transfer
+    h.segment = segment
+    h.cell = cell
+    h.plain_len = length
+    h.wire_len = length
+
+
+cdef frame_error_t frame_check_header(const header_t *h, unsigned long long sequence, unsigned int max_len) noexcept nogil:
+    """Everything that can be known before the payload is here, so that a damaged length is never waited for."""
+    if h.magic != FRAME_MAGIC:
+        return BAD_MAGIC
+    if h.version != FRAME_VERSION or h.flags or h.codec or h.epoch:
+        return BAD_VERSION
+    if h.type < DATA or h.type > RECEIPT:
+        return BAD_TYPE
+    if h.sequence != sequence:
+        return BAD_SEQUENCE
+    if h.wire_len != h.plain_len or h.wire_len > max_len:
+        return BAD_LENGTH
+    if h.type == ACK and (h.wire_len == 0 or h.wire_len % ACK_ENTRY_BYTES or h.wire_len > MAX_ACK_ENTRIES * ACK_ENTRY_BYTES):
+        return BAD_LENGTH
+    if h.type == RECEIPT and h.wire_len:
+        return BAD_LENGTH
+    return FRAME_OK
+
+
+cdef unsigned int frame_crc(const header_t *h, const char *payload) noexcept nogil:
+    """CRC32C (Castagnoli) over header (crc field as zero) and payload."""
+    cdef header_t copy = h[0]
+    cdef unsigned int crc
+    copy.crc = 0
+    crc = kvwire_crc32c(0, &copy, sizeof(header_t))
+    return kvwire_crc32c(crc, payload, h.wire_len) if h.wire_len else crc
+
+
+cdef frame_error_t frame_check_payload(const header_t *h, const char *payload) noexcept nogil:
+    return FRAME_OK if frame_crc(h, payload) == h.crc else BAD_CHECKSUM
+
+
+ERRORS = ("ok", "magic", "version", "type", "sequence", "length", "checksum")
+TYPES = {"data": DATA, "ack": ACK, "receipt": RECEIPT}
+
+
+def encode(str type, unsigned long long sequence, unsigned long long transfer=0, unsigned int segment=0,
+           unsigned int cell=0, bytes payload=b""):
+    cdef header_t h
+    frame_header(&h, <frame_type_t><int>TYPES[type], sequence, transfer, segment, cell, <unsigned int>len(payload))
+    h.crc = frame_crc(&h, <const char *>payload)
+    return PyBytes_FromStringAndSize(<const char *>&h, sizeof(header_t)) + payload
+
+
+def check(bytes data, unsigned long long sequence, unsigned int max_len):
+    cdef const header_t *h = <const header_t *><const char *>data
+    cdef frame_error_t error
+    if len(data) < HEADER_BYTES:
+        return "incomplete", 0
+    error = frame_check_header(h, sequence, max_len)
+    if error != FRAME_OK:
+        return ERRORS[<int>error], 0
+    if len(data) < HEADER_BYTES + h.wire_len:
+        return "incomplete", 0
+    return ERRORS[<int>frame_check_payload(h, <const char *>data + HEADER_BYTES)], HEADER_BYTES + h.wire_len

@@ -1,0 +1,38 @@
+from typing import TypedDict
+
+from kvwire._ext.engine import Engine
+
+class LaneStats(TypedDict):
+    """Totals of one lane since it was added; bytes include headers, `rate_Bps` is of acknowledged bytes."""
+
+    lane: int
+    incarnation: int
+    sent_bytes: int
+    received_bytes: int
+    sent_frames: int
+    received_frames: int
+    acked_bytes: int
+    rate_Bps: int
+
+class EngineLink:
+    """Lanes, send queue and transfers of one link."""
+
+    def __init__(self, engine: Engine) -> None: ...
+    @property
+    def engine(self) -> Engine: ...
+    @property
+    def lanes_open(self) -> int: ...
+    @property
+    def queued_runs(self) -> int:
+        """Runs of ready cells that no lane has claimed."""
+
+    def add_lane(self, fd: int, lane: int, incarnation: int) -> None:
+        """Hand a connected TCP socket to a worker. Takes the descriptor over, also when it raises."""
+
+    def close_lane(self, lane: int) -> None: ...
+    def take_closed(self) -> list[tuple[int, int, int, str, int]]:
+        """Lanes that have ended: (lane, incarnation, reason code, reason, frames received in order)."""
+
+    def lane_stats(self) -> list[LaneStats]: ...
+    def close(self) -> None:
+        """Close all lanes and end all transfers as lost; waits for local workers only."""

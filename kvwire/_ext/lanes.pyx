@@ -1,0 +1,199 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""A link as the engine knows it: its lanes and what they share."""
+
+import os
+
+from libc.stdlib cimport calloc, free, malloc
+from posix.unistd cimport close
+
+from kvwire._ext.core cimport *
+from kvwire._ext.engine cimport Engine
+from kvwire._ext.frame cimport HEADER_BYTES
+from kvwire._ext.lanelog cimport log_init
+from kvwire._ext.link cimport forget_dirty, in_end, lane_free, out_end, out_unref, signal_engine, wake_worker
+from kvwire._ext.sendqueue cimport queue_free
+
+from kvwire._ext.frame import ERRORS
+from kvwire.errors import Closed
+
+_REASONS = {
+    LANE_EOF: "the peer closed the connection",
+    LANE_ERRNO: "system error",
+    LANE_BAD_FRAME: "a damaged frame",
+    LANE_UNKNOWN_TRANSFER: "a cell of a transfer that was never granted",
+    LANE_OUTSIDE_GRANT: "a cell outside the grant",
+    LANE_BAD_ACK: "an acknowledgement of frames that were never sent",
+    LANE_BAD_RECEIPT: "a receipt for cells that were never sent",
+    LANE_REQUESTED: "closed by this side",
+    LANE_NO_MEMORY: "out of memory",
+}
+
+
+cdef class EngineLink:
+    """Lanes, send queue and transfers of one link."""
+
+    def __cinit__(self, Engine engine not None):
+        engine.check()
+        self.engine = engine
+        self.c.engine = &engine.c
+        pthread_mutex_init(&self.c.lock, NULL)
+        pthread_cond_init(&self.c.changed, NULL)
+        self.c.dirty.handle = <void *>self
+
+    cdef void check(self) except *:
+        self.engine.check()
+        if self.c.closed:
+            raise Closed("the link is closed")
+
+    def add_lane(self, int fd, u32 lane, u32 incarnation):
+        cdef lane_t *l
+        cdef worker_t *w
+        try:
+            self.check()
+            os.set_blocking(fd, False)
+        except BaseException:
+            close(fd)
+            raise
+        l = <lane_t *>calloc(1, sizeof(lane_t))
+        if l != NULL:
+            l.fd = fd
+            l.id = lane
+            l.incarnation = incarnation
+            l.link = &self.c
+            l.claim_bytes = 4 * CLAIM_BYTES_MIN
+            l.stream = <char *>malloc(self.engine.c.stream_bytes)
+            l.control = <char *>malloc(CONTROL_BYTES)
+            l.stage = <char *>malloc(CLAIM_BYTES_MAX + self.engine.c.max_cell_bytes)
+            l.rest = <char *>malloc(CONTROL_BYTES + HEADER_BYTES + self.engine.c.max_cell_bytes)
+        if l == NULL or l.stream == NULL or l.control == NULL or l.stage == NULL or l.rest == NULL or log_init(&l.log, LOG_RUNS):
+            if l != NULL:
+                lane_free(l)
+            close(fd)
+            raise MemoryError
+        w = &self.engine.c.workers[self.engine.c.next_worker]
+        self.engine.c.next_worker = (self.engine.c.next_worker + 1) % self.engine.c.worker_count
+        l.worker = w
+        pthread_mutex_lock(&self.c.lock)
+        l.next_in_link = self.c.lanes
+        self.c.lanes = l
+        self.c.lanes_open += 1
+        pthread_mutex_unlock(&self.c.lock)
+        pthread_mutex_lock(&w.inbox_lock)
+        l.next_in_worker = w.inbox
+        w.inbox = l
+        pthread_mutex_unlock(&w.inbox_lock)
+        wake_worker(w)
+
+    @property
+    def lanes_open(self):
+        return self.c.lanes_open
+
+    def close_lane(self, u32 lane):
+        cdef lane_t *l
+        cdef worker_t *w = NULL
+        self.check()
+        pthread_mutex_lock(&self.c.lock)
+        l = self.c.lanes
+        while l != NULL:
+            if l.id == lane and not l.retired:
+                kv_exchange(&l.close_request, 1)
+                w = l.worker
+            l = l.next_in_link
+        pthread_mutex_unlock(&self.c.lock)
+        if w != NULL:
+            wake_worker(w)
+
+    def take_closed(self):
+        cdef lane_t **at
+        cdef lane_t *l
+        cdef lane_t *gone = NULL
+        self.engine.c.gil_entries += 1
+        pthread_mutex_lock(&self.c.lock)
+        at = &self.c.lanes
+        while at[0] != NULL:
+            l = at[0]
+            if l.retired:
+                at[0] = l.next_in_link
+                l.next_in_link = gone
+                gone = l
+            else:
+                at = &l.next_in_link
+        pthread_mutex_unlock(&self.c.lock)
+        out = []
+        while gone != NULL:
+            l = gone
+            gone = l.next_in_link
+            text = _REASONS[l.close_reason]
+            if l.close_reason == LANE_ERRNO:
+                text = os.strerror(l.close_detail)
+            elif l.close_reason == LANE_BAD_FRAME:
+                text = f"a frame with a wrong {ERRORS[l.close_detail]}"
+            out.append((l.id, l.incarnation, l.close_reason, text, l.rx_seq))
+            lane_free(l)
+        return out
+
+    def lane_stats(self):
+        cdef lane_t *l
+        out = []
+        l = self.c.lanes                   # only Python adds and removes lanes, under the GIL
+        while l != NULL:
+            if not l.retired:
+                out.append({
+                    "lane": l.id, "incarnation": l.incarnation, "sent_bytes": l.tx_bytes,
+                    "received_bytes": l.rx_bytes, "sent_frames": l.tx_frames, "received_frames": l.rx_frames,
+                    "acked_bytes": l.acked_bytes, "rate_Bps": l.rate_Bps,
+                })
+            l = l.next_in_link
+        return out
+
+    @property
+    def queued_runs(self):
+        return self.c.queue.length
+
+    def close(self):
+        cdef lane_t *l
+        cdef int i
+        cdef bint forked
+        if self.c.closed:
+            return
+        forked = self.engine.pid != os.getpid()
+        pthread_mutex_lock(&self.c.lock)
+        self.c.closed = True
+        l = self.c.lanes
+        while l != NULL:
+            kv_exchange(&l.close_request, 1)
+            l = l.next_in_link
+        pthread_mutex_unlock(&self.c.lock)
+        if forked:
+            return
+        for i in range(self.engine.threads):
+            wake_worker(&self.engine.c.workers[i])
+        with nogil:
+            pthread_mutex_lock(&self.c.lock)
+            while self.c.lanes_open:
+                pthread_cond_wait(&self.c.changed, &self.c.lock)
+            for i in range(TABLE_SIZE):
+                while self.c.out[i] != NULL:
+                    out_end(self.c.out[i], LOST)
+                while self.c.inc[i] != NULL:
+                    in_end(self.c.inc[i], LOST)
+            pthread_mutex_unlock(&self.c.lock)
+            signal_engine(&self.engine.c)
+
+    def __dealloc__(self):
+        cdef size_t i
+        cdef lane_t *l
+        if self.engine is None:
+            return
+        self.close()
+        forget_dirty(&self.engine.c, &self.c.dirty)
+        while self.c.lanes != NULL:
+            l = self.c.lanes
+            self.c.lanes = l.next_in_link
+            lane_free(l)
+        for i in range(self.c.queue.length):
+            out_unref(<out_t *>self.c.queue.heap[i].owner)
+        queue_free(&self.c.queue)
+        free(self.c.receipts)
+        pthread_cond_destroy(&self.c.changed)
+        pthread_mutex_destroy(&self.c.lock)

@@ -1,0 +1,1 @@
+"""Internal: functions other extension modules call without the GIL; nothing for Python."""

@@ -1,0 +1,242 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""What the lanes of a link share, and how a lane ends. Called by workers and, for O(1) work, by Python.
+
+Unless said otherwise a function is called with the link's lock held.
+"""
+
+from libc.stdlib cimport free, realloc
+from libc.stdint cimport uint64_t
+from posix.unistd cimport close, write
+
+from kvwire._ext.core cimport *
+from kvwire._ext.lanelog cimport entry_t, log_free, log_pop
+from kvwire._ext.ledger cimport ledger_free
+from kvwire._ext.sendqueue cimport queue_push, run_t
+
+
+# --- waking ---------------------------------------------------------------------------------------------------
+
+
+cdef void wake_worker(worker_t *w) noexcept nogil:
+    """Make a worker look at its lanes again; called without locks.
+
+    `wake` is set before the eventfd is written and cleared by the worker after it has read the eventfd and before
+    it looks at any queue: whatever was pushed before the exchange below is seen by that look.
+    """
+    cdef uint64_t one = 1
+    if kv_exchange(&w.wake, 1) == 0:
+        write(w.wake_fd, &one, sizeof(one))
+
+
+cdef void wake_all(engine_t *e) noexcept nogil:
+    """Wake every worker: each looks for work on its own lanes; called without locks."""
+    cdef int i
+    for i in range(e.worker_count):
+        wake_worker(&e.workers[i])
+
+
+cdef void mark_dirty(engine_t *e, dirty_t *d) noexcept nogil:
+    """Python has to look at this handle. `signal_engine` follows, once no lock is held."""
+    pthread_mutex_lock(&e.dirty_lock)
+    if not d.queued and d.handle != NULL:
+        d.queued = True
+        d.next = NULL
+        if e.dirty_last == NULL:
+            e.dirty_first = d
+        else:
+            e.dirty_last.next = d
+        e.dirty_last = d
+    pthread_mutex_unlock(&e.dirty_lock)
+
+
+cdef void forget_dirty(engine_t *e, dirty_t *d) noexcept nogil:
+    """The Python handle goes away."""
+    cdef dirty_t *at
+    cdef dirty_t *previous = NULL
+    pthread_mutex_lock(&e.dirty_lock)
+    d.handle = NULL
+    if d.queued:
+        at = e.dirty_first
+        while at != NULL and at != d:
+            previous = at
+            at = at.next
+        if at != NULL:
+            if previous == NULL:
+                e.dirty_first = d.next
+            else:
+                previous.next = d.next
+            if e.dirty_last == d:
+                e.dirty_last = previous
+        d.queued = False
+    pthread_mutex_unlock(&e.dirty_lock)
+
+
+cdef void signal_engine(engine_t *e) noexcept nogil:
+    """Tell the event loop that the dirty list is not empty; called without locks."""
+    cdef uint64_t one = 1
+    if kv_exchange(&e.signalled, 1) == 0:
+        write(e.event_fd, &one, sizeof(one))
+
+
+# --- transfers ------------------------------------------------------------------------------------------------
+
+
+cdef out_t *find_out(link_t *link, u64 id) noexcept nogil:
+    cdef out_t *t = link.out[(id >> 1) % TABLE_SIZE]
+    while t != NULL and t.id != id:
+        t = t.next
+    return t
+
+
+cdef in_t *find_in(link_t *link, u64 id) noexcept nogil:
+    cdef in_t *t = link.inc[(id >> 1) % TABLE_SIZE]
+    while t != NULL and t.id != id:
+        t = t.next
+    return t
+
+
+cdef void insert_out(link_t *link, out_t *t) noexcept nogil:
+    t.next = link.out[(t.id >> 1) % TABLE_SIZE]
+    link.out[(t.id >> 1) % TABLE_SIZE] = t
+
+
+cdef void insert_in(link_t *link, in_t *t) noexcept nogil:
+    t.next = link.inc[(t.id >> 1) % TABLE_SIZE]
+    link.inc[(t.id >> 1) % TABLE_SIZE] = t
+    if t.id > link.newest_in:
+        link.newest_in = t.id
+
+
+cdef void remove_out(link_t *link, out_t *t) noexcept nogil:
+    cdef out_t **at = &link.out[(t.id >> 1) % TABLE_SIZE]
+    while at[0] != NULL:
+        if at[0] == t:
+            at[0] = t.next
+            return
+        at = &at[0].next
+
+
+cdef void remove_in(link_t *link, in_t *t) noexcept nogil:
+    cdef in_t **at = &link.inc[(t.id >> 1) % TABLE_SIZE]
+    while at[0] != NULL:
+        if at[0] == t:
+            at[0] = t.next
+            return
+        at = &at[0].next
+
+
+cdef void out_unref(out_t *t) noexcept nogil:
+    t.refs -= 1
+    if t.refs == 0:
+        pthread_cond_destroy(&t.changed)
+        pthread_mutex_destroy(&t.ready_lock)
+        free(t.segment)
+        free(t.attachment)
+        free(t.unready)
+        free(t.first_cell)
+        free(t.block_ready)
+        free(t.first_block)
+        free(t)
+
+
+cdef void in_unref(in_t *t) noexcept nogil:
+    t.refs -= 1
+    if t.refs == 0:
+        pthread_cond_destroy(&t.changed)
+        ledger_free(&t.ledger)
+        free(t.segment)
+        free(t.done)
+        free(t.attachment)
+        free(t)
+
+
+cdef void out_end(out_t *t, state_t state) noexcept nogil:
+    """The transfer is over. Its runs in the queue are dropped when they are claimed."""
+    if t.state == ACTIVE:
+        t.state = state
+        remove_out(t.link, t)
+        pthread_cond_broadcast(&t.changed)
+        mark_dirty(t.link.engine, &t.dirty)
+
+
+cdef void in_end(in_t *t, state_t state) noexcept nogil:
+    """The transfer is over: no cell is claimed any more. Its slots are quiet once `writers` is 0."""
+    if t.state == ACTIVE:
+        t.state = state
+        remove_in(t.link, t)
+        pthread_cond_broadcast(&t.changed)
+        mark_dirty(t.link.engine, &t.dirty)
+
+
+cdef bint push_receipt(link_t *link, u64 id) noexcept nogil:
+    cdef size_t capacity
+    cdef u64 *grown
+    if link.receipt_count == link.receipt_capacity:
+        capacity = link.receipt_capacity * 2 if link.receipt_capacity else 16
+        grown = <u64 *>realloc(link.receipts, capacity * sizeof(u64))
+        if grown == NULL:
+            return False
+        link.receipts = grown
+        link.receipt_capacity = capacity
+    link.receipts[link.receipt_count] = id
+    link.receipt_count += 1
+    return True
+
+
+cdef bint requeue(link_t *link, const run_t *run) noexcept nogil:
+    """A run that holds a reference goes back to the queue in its old place, or is dropped if its transfer is over."""
+    cdef out_t *t = <out_t *>run.owner
+    if t.state == ACTIVE and queue_push(&link.queue, run) == 0:
+        return True
+    out_unref(t)
+    return False
+
+
+# --- the end of a lane ----------------------------------------------------------------------------------------
+
+
+cdef void lane_fail(lane_t *lane, lane_close_t reason, int detail) noexcept nogil:
+    """Stop a lane, in its worker, without locks; the worker retires it once its turn is over."""
+    if lane.fd < 0:
+        return
+    close(lane.fd)
+    lane.fd = -1
+    lane.readable = lane.writable = False
+    lane.ack_due_ns = 0
+    lane.rest_len = 0
+    lane.close_reason = reason
+    lane.close_detail = detail
+
+
+cdef void lane_retire(lane_t *lane) noexcept nogil:
+    """The worker lets a failed lane go, without locks: what nobody acknowledged goes back to the queue.
+
+    The struct stays in the link's list until Python has read why it ended.
+    """
+    cdef link_t *link = lane.link
+    cdef engine_t *engine = link.engine
+    cdef entry_t entry
+    pthread_mutex_lock(&link.lock)
+    while log_pop(&lane.log, &entry):
+        if entry.run.owner == NULL:
+            push_receipt(link, entry.run.order)
+        else:
+            (<out_t *>entry.run.owner).resent_cells += entry.run.count
+            requeue(link, &entry.run)
+    lane.retired = True
+    link.lanes_open -= 1
+    mark_dirty(engine, &link.dirty)
+    pthread_cond_broadcast(&link.changed)
+    pthread_mutex_unlock(&link.lock)           # from here on Python may free the lane, and the link with it
+    signal_engine(engine)
+    wake_all(engine)
+
+
+cdef void lane_free(lane_t *lane) noexcept nogil:
+    """Free a lane that its worker has let go."""
+    log_free(&lane.log)
+    free(lane.stream)
+    free(lane.control)
+    free(lane.stage)
+    free(lane.rest)
+    free(lane)

@@ -1,0 +1,258 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""The way in of a byte: read into the lane's stream buffer, verify, claim, place, land.
+
+Frames are verified whole in the stream buffer before anything else happens, so no unverified byte enters a slot,
+the time in which a slot is written is one copy long, and a duplicate costs nothing.
+"""
+
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.string cimport memcpy, memmove
+
+from kvwire._ext.core cimport *
+from kvwire._ext.frame cimport (ACK, ACK_ENTRY_BYTES, DATA, FRAME_OK, HEADER_BYTES,
+                                frame_check_header, frame_check_payload, frame_error_t, header_t)
+from kvwire._ext.lanelog cimport entry_t, log_pop_acked
+from kvwire._ext.layout cimport segment_scatter
+from kvwire._ext.ledger cimport DUPLICATE, OUTSIDE, OWN, claim_t, ledger_claim, ledger_land
+from kvwire._ext.link cimport (find_in, find_out, in_end, in_unref, lane_fail, mark_dirty, out_end, out_unref,
+                               push_receipt, signal_engine, wake_all)
+
+cdef extern from "<sys/socket.h>" nogil:
+    ssize_t recv(int fd, void *buffer, size_t length, int flags)
+    int setsockopt(int fd, int level, int name, const void *value, unsigned int length)
+    int MSG_DONTWAIT
+
+cdef extern from "<netinet/in.h>" nogil:
+    int IPPROTO_TCP
+
+cdef enum:
+    TCP_NOTSENT_LOWAT = 25             # linux/tcp.h
+    RATE_WINDOW_NS = 10000000
+    MAX_ATTACHMENT = 65536             # kvwire.types.MAX_ATTACHMENT_BYTES
+
+
+cdef void measure_rate(lane_t *lane, u64 now) noexcept nogil:
+    """Rate of acknowledged bytes, smoothed over windows of at least 10 ms; sets what a claim may be worth."""
+    cdef u64 rate, span = now - lane.rate_mark_ns
+    cdef u32 worth
+    cdef int value
+    if span < RATE_WINDOW_NS:
+        return
+    rate = (lane.acked_bytes - lane.rate_mark_bytes) * 1000000000 // span
+    lane.rate_mark_ns = now
+    lane.rate_mark_bytes = lane.acked_bytes
+    # A lane that was idle for part of the window says too little; rates fall by an eighth a window at most.
+    lane.rate_Bps = max(rate, lane.rate_Bps - (lane.rate_Bps >> 3))
+    worth = <u32>min(max(lane.rate_Bps // 100, <u64>CLAIM_BYTES_MIN), <u64>CLAIM_BYTES_MAX)
+    if worth > lane.claim_bytes + (lane.claim_bytes >> 2) or worth < lane.claim_bytes - (lane.claim_bytes >> 2):
+        lane.claim_bytes = worth
+        value = <int>worth
+        setsockopt(lane.fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &value, sizeof(value))
+
+
+cdef bint on_ack(lane_t *via, const header_t *h, const char *payload, u64 now) noexcept nogil:
+    """Release what the peer has dealt with; False when it acknowledges what was never sent."""
+    cdef link_t *link = via.link
+    cdef lane_t *lane
+    cdef entry_t entry
+    cdef out_t *t
+    cdef size_t before
+    cdef u32 at, lane_id, incarnation
+    cdef u64 acked
+    cdef bint honest = True
+    pthread_mutex_lock(&link.lock)
+    for at in range(h.wire_len // ACK_ENTRY_BYTES):
+        payload += ACK_ENTRY_BYTES if at else 0
+        memcpy(&lane_id, payload, 4)
+        memcpy(&incarnation, payload + 4, 4)
+        memcpy(&acked, payload + 8, 8)
+        lane = link.lanes
+        while lane != NULL and (lane.id != lane_id or lane.incarnation != incarnation):
+            lane = lane.next_in_link
+        if lane == NULL:
+            continue                       # a lane that has ended meanwhile
+        if acked > lane.log.next_seq:
+            honest = False
+            break
+        acked = min(acked, lane.sent_seq)
+        while True:
+            before = lane.log.length
+            if not log_pop_acked(&lane.log, acked, &entry):
+                break
+            t = <out_t *>entry.run.owner
+            if t == NULL:
+                continue
+            lane.acked_bytes += <u64>entry.run.count * t.cell_bytes
+            if lane.log.length < before:
+                out_unref(t)
+    pthread_mutex_unlock(&link.lock)
+    if honest:
+        measure_rate(via, now)
+    return honest
+
+
+cdef bint on_receipt(lane_t *lane, const header_t *h, u64 now) noexcept nogil:
+    """The receiver has committed; False if it cannot have, because not every cell was ready."""
+    cdef link_t *link = lane.link
+    cdef out_t *t
+    pthread_mutex_lock(&link.lock)
+    t = find_out(link, h.transfer)
+    if t != NULL and t.unready_cells:
+        pthread_mutex_unlock(&link.lock)
+        return False
+    if t != NULL:
+        t.receipt_ns = now
+        out_end(t, COMMITTED)
+    pthread_mutex_unlock(&link.lock)
+    if t != NULL:
+        signal_engine(link.engine)
+    return True
+
+
+cdef void place(in_t *t, const header_t *h, const char *payload) noexcept nogil:
+    """Copy a verified cell into its slots. The caller has claimed it; no lock is held."""
+    if h.segment < t.segments:
+        segment_scatter(&t.segment[h.segment], <long long>h.cell * t.cell_bytes, h.wire_len, payload)
+    else:
+        memcpy(t.attachment, payload, h.wire_len)
+        t.attachment_len = h.wire_len
+
+
+cdef bint fits(const in_t *t, const header_t *h) noexcept nogil:
+    """Whether a cell was granted and is as long as the grant says it must be."""
+    cdef long long left
+    if h.segment >= t.segments:
+        return t.has_attachment and h.segment == t.segments and h.wire_len <= MAX_ATTACHMENT
+    left = t.segment[h.segment].nbytes - <long long>h.cell * t.cell_bytes
+    return h.wire_len > 0 and h.wire_len == (left if left < t.cell_bytes else t.cell_bytes)
+
+
+cdef lane_close_t on_data(lane_t *lane, const header_t *h, const char *payload, u64 now) noexcept nogil:
+    """Claim, place, land; the last cell of a transfer commits it. Returns why the lane must end, or LANE_OPEN."""
+    cdef link_t *link = lane.link
+    cdef engine_t *engine = link.engine
+    cdef in_t *t
+    cdef claim_t claim
+    cdef lane_close_t verdict = LANE_OPEN
+    cdef bint tell = False, committed = False
+    pthread_mutex_lock(&link.lock)
+    t = find_in(link, h.transfer)
+    if t == NULL:                          # aborted or committed: rightly dropped
+        verdict = LANE_OPEN if h.transfer <= link.newest_in else LANE_UNKNOWN_TRANSFER
+        pthread_mutex_unlock(&link.lock)
+        return verdict
+    claim = ledger_claim(&t.ledger, h.segment, h.cell) if fits(t, h) else OUTSIDE
+    if claim != OWN:
+        t.duplicates += claim == DUPLICATE
+        pthread_mutex_unlock(&link.lock)
+        return LANE_OPEN if claim == DUPLICATE else LANE_OUTSIDE_GRANT
+    t.writers += 1
+    t.refs += 1
+    if t.first_ns == 0:
+        t.first_ns = now
+    pthread_mutex_unlock(&link.lock)
+
+    place(t, h, payload)
+
+    pthread_mutex_lock(&link.lock)
+    t.writers -= 1
+    if t.state != ACTIVE:
+        if t.writers == 0:
+            pthread_cond_broadcast(&t.changed)
+    elif ledger_land(&t.ledger, h.segment, h.cell):
+        t.done[t.done_count] = h.segment
+        t.done_count += 1
+        tell = True
+        if t.ledger.missing_total == 0:
+            if push_receipt(link, t.id):
+                t.commit_ns = now_ns()
+                in_end(t, COMMITTED)
+                committed = True
+            else:
+                verdict = LANE_NO_MEMORY
+        else:
+            pthread_cond_broadcast(&t.changed)
+            mark_dirty(engine, &t.dirty)
+    in_unref(t)
+    pthread_mutex_unlock(&link.lock)
+    if tell:
+        signal_engine(engine)
+    if committed:
+        wake_all(engine)                   # the receipt leaves on whichever lane takes it first
+    return verdict
+
+
+cdef bint consume(lane_t *lane, u64 now) noexcept nogil:
+    """Deal with every whole frame in the stream buffer; False when the lane has ended."""
+    cdef const header_t *h
+    cdef const char *payload
+    cdef frame_error_t error
+    cdef lane_close_t verdict
+    cdef u32 limit = max(lane.link.engine.max_cell_bytes, <u32>MAX_ATTACHMENT)
+    while lane.stream_tail - lane.stream_head >= HEADER_BYTES:
+        h = <const header_t *>(lane.stream + lane.stream_head)
+        payload = lane.stream + lane.stream_head + HEADER_BYTES
+        error = frame_check_header(h, lane.rx_seq, limit)
+        if error == FRAME_OK:
+            if lane.stream_tail - lane.stream_head < HEADER_BYTES + h.wire_len:
+                break
+            error = frame_check_payload(h, payload)
+        if error != FRAME_OK:
+            lane_fail(lane, LANE_BAD_FRAME, <int>error)
+            return False
+        lane.rx_seq += 1
+        lane.rx_frames += 1
+        if h.type == ACK:
+            verdict = LANE_OPEN if on_ack(lane, h, payload, now) else LANE_BAD_ACK
+        else:
+            if h.type == DATA:
+                verdict = on_data(lane, h, payload, now)
+            else:
+                verdict = LANE_OPEN if on_receipt(lane, h, now) else LANE_BAD_RECEIPT
+            lane.rx_unacked_bytes += HEADER_BYTES + h.wire_len
+            if lane.ack_due_ns == 0:
+                lane.ack_due_ns = now + ACK_DELAY_NS
+            if lane.rx_unacked_bytes >= ACK_BYTES:
+                lane.ack_due_ns = now
+        if verdict != LANE_OPEN:
+            lane_fail(lane, verdict, 0)
+            return False
+        lane.stream_head += HEADER_BYTES + h.wire_len
+    if lane.stream_head:
+        lane.stream_tail -= lane.stream_head
+        memmove(lane.stream, lane.stream + lane.stream_head, lane.stream_tail)
+        lane.stream_head = 0
+    return True
+
+
+cdef bint lane_receive(lane_t *lane, u64 now) noexcept nogil:
+    """Read and deal with what has come; True if a turn's worth came and there may be more.
+
+    EPOLLIN is edge-triggered: `readable` is cleared when the kernel gave less than it was asked for, and whatever
+    comes after that raises a new edge. An end of stream may have come with the bytes: its edge sets `hangup`.
+    """
+    cdef ssize_t n
+    cdef size_t turn = 0, room
+    while lane.readable:
+        if turn >= TURN_BYTES:
+            return True
+        room = lane.link.engine.stream_bytes - lane.stream_tail
+        n = recv(lane.fd, lane.stream + lane.stream_tail, room, MSG_DONTWAIT)
+        if n < 0:
+            if errno == EINTR:
+                continue
+            lane.readable = False
+            if errno != EAGAIN:
+                lane_fail(lane, LANE_ERRNO, errno)
+            return False
+        if n == 0:
+            lane_fail(lane, LANE_EOF, 0)
+            return False
+        if <size_t>n < room and not lane.hangup:
+            lane.readable = False
+        lane.rx_bytes += <u64>n
+        lane.stream_tail += <size_t>n
+        turn += <size_t>n
+        if not consume(lane, now):
+            return False
+    return False

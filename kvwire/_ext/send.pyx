@@ -1,0 +1,277 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""The way out of a byte: claim, gather, checksum, one sendmsg.
+
+A batch is control frames (acknowledgements, receipts) and then a run of cells that is worth at most 10 ms of the
+lane's rate. Pages are read by this worker only, between claim and the return of sendmsg: what the kernel did not
+take is either copied (the rest of the frame that it stopped in) or goes back to the queue (whole frames). So a
+transfer can be aborted, and its pages reused, without waiting for the peer, and a cell binds to a lane as late as
+the socket has room.
+"""
+
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.string cimport memcpy, memmove, memset
+
+from kvwire._ext.core cimport *
+from kvwire._ext.crc32c cimport kvwire_crc32c
+from kvwire._ext.frame cimport (ACK, ACK_ENTRY_BYTES, DATA, HEADER_BYTES, RECEIPT, frame_crc, frame_header, header_t)
+from kvwire._ext.lanelog cimport log_append, log_trim_last
+from kvwire._ext.layout cimport iovec, segment_gather, segment_iovecs
+from kvwire._ext.link cimport lane_fail, out_unref, requeue
+from kvwire._ext.sendqueue cimport queue_claim, run_t
+
+cdef extern from "<sys/socket.h>" nogil:
+    cdef struct msghdr:
+        void *msg_name
+        iovec *msg_iov
+        size_t msg_iovlen
+    ssize_t sendmsg(int fd, const msghdr *message, int flags)
+    ssize_t c_send "send"(int fd, const void *data, size_t length, int flags)
+    int MSG_NOSIGNAL
+    int MSG_DONTWAIT
+
+cdef struct batch_t:
+    run_t run[BATCH_FRAMES]
+    int runs
+    int frames                     # data frames, in the order of the runs
+    u64 sequence                   # of the first data frame
+    size_t control                 # bytes of control frames
+    size_t bytes                   # control and data
+    u32 frame_bytes[BATCH_FRAMES]
+    header_t header[BATCH_FRAMES]
+    iovec vec[BATCH_IOVECS]
+    int vecs
+
+
+cdef bint flush_rest(lane_t *lane) noexcept nogil:
+    """Send what is left of an earlier batch; False when the kernel takes no more."""
+    cdef ssize_t n
+    while lane.rest_len:
+        n = c_send(lane.fd, lane.rest + lane.rest_at, lane.rest_len, MSG_NOSIGNAL | MSG_DONTWAIT)
+        if n < 0:
+            if errno == EINTR:
+                continue
+            if errno == EAGAIN:
+                lane.writable = False
+            else:
+                lane_fail(lane, LANE_ERRNO, errno)
+            return False
+        lane.rest_at += <size_t>n
+        lane.rest_len -= <size_t>n
+        lane.tx_bytes += <u64>n
+    return True
+
+
+cdef void control_frame(lane_t *lane, batch_t *b, header_t *h, const void *payload) noexcept nogil:
+    h.crc = frame_crc(h, <const char *>payload)
+    memcpy(lane.control + b.control, h, sizeof(header_t))
+    if h.wire_len:
+        memcpy(lane.control + b.control + sizeof(header_t), payload, h.wire_len)
+    b.control += sizeof(header_t) + h.wire_len
+
+
+cdef void claim_control(lane_t *lane, batch_t *b) noexcept nogil:
+    """Put the acknowledgement that is due, and receipts, at the front of the batch. Link lock held."""
+    cdef link_t *link = lane.link
+    cdef header_t h
+    cdef unsigned char entry[ACK_ENTRY_BYTES]
+    cdef run_t run
+    cdef size_t taken = 0
+    if lane.ack_due_ns:
+        frame_header(&h, ACK, lane.log.next_seq, 0, 0, 0, ACK_ENTRY_BYTES)
+        memcpy(entry, &lane.id, 4)
+        memcpy(entry + 4, &lane.incarnation, 4)
+        memcpy(entry + 8, &lane.rx_seq, 8)
+        control_frame(lane, b, &h, entry)
+        lane.log.next_seq += 1             # nobody acknowledges an acknowledgement: it needs no log entry
+        lane.rx_acked = lane.rx_seq
+        lane.rx_unacked_bytes = 0
+        lane.ack_due_ns = 0
+    memset(&run, 0, sizeof(run))
+    run.count = 1
+    while taken < link.receipt_count and b.control + HEADER_BYTES <= CONTROL_BYTES:
+        frame_header(&h, RECEIPT, lane.log.next_seq, link.receipts[taken], 0, 0, 0)
+        run.order = link.receipts[taken]
+        if not log_append(&lane.log, &run):
+            break
+        control_frame(lane, b, &h, entry)
+        taken += 1
+    if taken:
+        link.receipt_count -= taken
+        memmove(link.receipts, link.receipts + taken, link.receipt_count * sizeof(u64))
+
+
+cdef void claim_data(lane_t *lane, batch_t *b) noexcept nogil:
+    """Claim up to `claim_bytes` of ready cells, at least one cell. Link lock held.
+
+    Every run in the queue and every run in a lane log holds a reference to its transfer.
+    """
+    cdef link_t *link = lane.link
+    cdef run_t *run
+    cdef out_t *t
+    cdef size_t claimed = 0, before
+    cdef u32 want
+    b.sequence = lane.log.next_seq
+    while claimed < lane.claim_bytes and b.frames < <int>BATCH_FRAMES and lane.log.length < lane.log.capacity:
+        if link.queue.length == 0:
+            return
+        run = &b.run[b.runs]
+        t = <out_t *>link.queue.heap[0].owner
+        want = <u32>((lane.claim_bytes - claimed) // t.cell_bytes)
+        want = min(want, <u32>(<int>BATCH_FRAMES - b.frames))
+        before = link.queue.length
+        queue_claim(&link.queue, want if want else 1, run)
+        if link.queue.length == before:
+            t.refs += 1
+        if t.state != ACTIVE:
+            out_unref(t)
+            continue
+        log_append(&lane.log, run)
+        t.readers += 1
+        b.runs += 1
+        b.frames += <int>run.count
+        claimed += <size_t>run.count * t.cell_bytes
+
+
+cdef void build(lane_t *lane, batch_t *b) noexcept nogil:
+    """Headers, checksums and iovecs of the claimed cells; reads their pages."""
+    cdef int i, k, n, frame = 0
+    cdef u32 cell, length, crc
+    cdef size_t staged = 0
+    cdef out_t *t
+    cdef run_t *run
+    cdef header_t *h
+    cdef iovec *vec
+    b.vecs = 0
+    b.bytes = b.control
+    if b.control:
+        b.vec[0].iov_base = lane.control
+        b.vec[0].iov_len = b.control
+        b.vecs = 1
+    for i in range(b.runs):
+        run = &b.run[i]
+        t = <out_t *>run.owner
+        for cell in range(run.first, run.first + run.count):
+            length = out_cell_len(t, run.segment, cell)
+            h = &b.header[frame]
+            frame_header(h, DATA, b.sequence + <u64>frame, t.id, run.segment, cell, length)
+            b.vec[b.vecs].iov_base = h
+            b.vec[b.vecs].iov_len = sizeof(header_t)
+            vec = &b.vec[b.vecs + 1]
+            if run.segment == t.segments:
+                vec.iov_base = t.attachment
+                vec.iov_len = length
+                n = 1 if length else 0
+            else:
+                n = segment_iovecs(&t.segment[run.segment], <long long>cell * t.cell_bytes, length, vec, CELL_IOVECS)
+                if n < 0 or (n > 1 and length // <u32>n < MIN_PIECE_BYTES):
+                    segment_gather(&t.segment[run.segment], <long long>cell * t.cell_bytes, length,
+                                   lane.stage + staged)
+                    vec.iov_base = lane.stage + staged
+                    vec.iov_len = length
+                    staged += length
+                    n = 1
+            crc = kvwire_crc32c(0, h, sizeof(header_t))
+            for k in range(n):
+                crc = kvwire_crc32c(crc, vec[k].iov_base, vec[k].iov_len)
+            h.crc = crc
+            b.vecs += 1 + n
+            b.frame_bytes[frame] = <u32>sizeof(header_t) + length
+            b.bytes += b.frame_bytes[frame]
+            frame += 1
+
+
+cdef int keep_rest(lane_t *lane, batch_t *b, size_t sent) noexcept nogil:
+    """Copy the rest of the frame that `sent` bytes stop in (or of the control frames); returns how many whole
+    data frames were not begun."""
+    cdef size_t end = b.control, at = 0, skip, n
+    cdef int frame = 0, i = 0
+    while end < sent:
+        end += b.frame_bytes[frame]
+        frame += 1
+    lane.rest_at = lane.rest_len = 0
+    while at < end:
+        skip = min(max(sent, at) - at, b.vec[i].iov_len)
+        n = min(b.vec[i].iov_len, end - at) - skip
+        memcpy(lane.rest + lane.rest_len, <char *>b.vec[i].iov_base + skip, n)
+        lane.rest_len += n
+        at += b.vec[i].iov_len
+        i += 1
+    return b.frames - frame
+
+
+cdef void settle(lane_t *lane, batch_t *b, int unsent) noexcept nogil:
+    """Pages are no longer read; the last `unsent` frames go back to the queue."""
+    cdef link_t *link = lane.link
+    cdef int i = b.runs - 1
+    cdef u32 back
+    cdef out_t *t
+    cdef run_t run
+    pthread_mutex_lock(&link.lock)
+    while i >= 0:
+        run = b.run[i]
+        t = <out_t *>run.owner
+        t.readers -= 1
+        if t.readers == 0 and t.state != ACTIVE:
+            pthread_cond_broadcast(&t.changed)
+        if unsent:
+            back = min(<u32>unsent, run.count)
+            unsent -= <int>back
+            if back < run.count:
+                t.refs += 1                # the front of the run stays in the log
+            log_trim_last(&lane.log, back)
+            run.first += run.count - back
+            run.count = back
+            requeue(link, &run)            # may free the transfer
+        i -= 1
+    lane.sent_seq = lane.log.next_seq
+    pthread_mutex_unlock(&link.lock)
+
+
+cdef bint lane_send(lane_t *lane, u64 now) noexcept nogil:
+    """Send while the socket takes it and something is there to send; True if a turn's worth went and there may be more.
+
+    EPOLLOUT is edge-triggered and armed once: `writable` is cleared only after the kernel has refused bytes, which
+    is when it promises another edge. A lane that is writable and finds nothing to send waits for `wake_worker`.
+    """
+    cdef link_t *link = lane.link
+    cdef batch_t b
+    cdef msghdr message
+    cdef ssize_t n
+    cdef size_t turn = 0
+    cdef int unsent
+    memset(&message, 0, sizeof(message))
+    while lane.writable:
+        if lane.rest_len and not flush_rest(lane):
+            return False
+        if turn >= TURN_BYTES:
+            return True
+        b.runs = b.frames = 0
+        b.control = 0
+        pthread_mutex_lock(&link.lock)
+        if (lane.ack_due_ns and lane.ack_due_ns <= now) or link.receipt_count or (lane.ack_due_ns and link.queue.length):
+            claim_control(lane, &b)
+        claim_data(lane, &b)
+        pthread_mutex_unlock(&link.lock)
+        if b.control == 0 and b.frames == 0:
+            return False
+        build(lane, &b)
+        message.msg_iov = b.vec
+        message.msg_iovlen = <size_t>b.vecs
+        n = sendmsg(lane.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT)
+        while n < 0 and errno == EINTR:
+            n = sendmsg(lane.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT)
+        if n < 0:
+            if errno != EAGAIN:
+                lane_fail(lane, LANE_ERRNO, errno)
+                settle(lane, &b, 0)        # all stay in the log, which goes back to the queue when the lane retires
+                return False
+            n = 0
+        unsent = 0
+        if <size_t>n < b.bytes:
+            lane.writable = n > 0          # a short write is tried again at once; only EAGAIN arms the edge
+            unsent = keep_rest(lane, &b, <size_t>n)
+        settle(lane, &b, unsent)
+        lane.tx_bytes += <u64>n
+        lane.tx_frames += <u64>(b.frames - unsent)
+        turn += <size_t>n
+    return False

@@ -1,0 +1,103 @@
+"""Every knob: unit, default and the reason for it, under each field."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from kvwire.errors import ConfigError
+from kvwire.types import ModelTag
+
+KIB = 1024
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Configuration of a node. Frozen: a node's configuration does not change while it runs."""
+
+    lanes: int = 4
+    """TCP lanes per link, 1 to 64, opened by the side that dials. Four fill a 2-core loopback and survive the
+    loss of one; `kvwire-bench -P` shows what more are worth."""
+
+    workers: int = 2
+    """Native threads that move bytes, 2 to 64. One can receive while another sends; more than the cores that may
+    be spent on the network is waste."""
+
+    cell_bytes: int = 64 * KIB
+    """Bytes in one frame, 4 KiB to 256 KiB, a multiple of 4 KiB; the receiver's choice counts. 64 KiB stays in
+    the L2 cache while it is checked and copied, and is what one TCP super-packet holds."""
+
+    stream_bytes: int = 512 * KIB
+    """Bytes of a lane's receive buffer, at least twice the cell size. Half of an L2 cache: what the kernel wrote
+    is still there when it is verified and placed (bench/stream_buffer.py)."""
+
+    plain: bool = True
+    """Frames carry CRC32C and are not encrypted. Both ends must ask for it."""
+
+    models: tuple[ModelTag, ...] = ()
+    """Model tags this node accepts KV for. Empty: it accepts any, and the caller of `accept` decides."""
+
+    max_transfers: int = 256
+    """Transfers under way per link and direction, 1 to 65536; an offer beyond it is refused."""
+
+    max_message_bytes: int = 4 * MIB
+    """Largest control message, 64 KiB to 64 MiB. 128 Ki tokens in blocks of 16 need 128 KiB of hashes a group."""
+
+    max_links: int = 1024
+    """Links that a serving node holds at once."""
+
+    max_handshakes: int = 256
+    """Connections that have not yet said who they are, at once; further ones wait in the backlog."""
+
+    handshake_timeout_s: float = 5.0
+    """Longest time for a new connection to say who it is."""
+
+    connect_timeout_s: float = 10.0
+    """Longest time to resolve, dial and greet a peer."""
+
+    offer_timeout_s: float = 30.0
+    """Longest time an offer waits for its grant, when the call names none."""
+
+    transfer_timeout_s: float = 300.0
+    """Longest time a transfer may take from offer to receipt, when the call names none."""
+
+    ping_interval_s: float = 10.0
+    """Silence on the control connection after which a ping is sent; three unanswered end the link."""
+
+    tcp_user_timeout_s: float = 30.0
+    """How long sent bytes may stay unacknowledged by the peer's kernel before a connection counts as dead
+    (TCP_USER_TIMEOUT, RFC 5482)."""
+
+    congestion: str | None = None
+    """Kernel congestion control for lanes (TCP_CONGESTION), for example "cubic" or "bbr". None: the host's."""
+
+    def __post_init__(self) -> None:
+        def check(name: str, low: float, high: float) -> None:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+                raise ConfigError(f"{name} is {value!r}; expected {low} to {high}")
+            wants_int = type(_DEFAULTS[name]) is int
+            if wants_int and not isinstance(value, int):
+                raise ConfigError(f"{name} is {value!r}; expected an integer")
+
+        check("lanes", 1, 64)
+        check("workers", 2, 64)
+        check("cell_bytes", 4 * KIB, 256 * KIB)
+        if self.cell_bytes % (4 * KIB):
+            raise ConfigError(f"cell_bytes is {self.cell_bytes}; expected a multiple of 4096")
+        check("stream_bytes", 2 * self.cell_bytes, 64 * MIB)
+        check("max_transfers", 1, 65536)
+        check("max_message_bytes", 64 * KIB, 64 * MIB)
+        check("max_links", 1, 1 << 20)
+        check("max_handshakes", 1, 1 << 16)
+        for name in ("handshake_timeout_s", "connect_timeout_s", "offer_timeout_s", "transfer_timeout_s"):
+            check(name, 0.001, 7 * 86400.0)
+        check("ping_interval_s", 0.05, 3600.0)
+        check("tcp_user_timeout_s", 0.1, 3600.0)
+        if not isinstance(self.plain, bool):
+            raise ConfigError(f"plain is {self.plain!r}; expected True or False")
+        if not all(isinstance(tag, ModelTag) for tag in self.models):
+            raise ConfigError("models must be a tuple of ModelTag")
+
+
+_DEFAULTS = {f.name: f.default for f in fields(Config)}

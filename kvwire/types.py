@@ -231,7 +231,7 @@ class GroupSpec:
         window: int = 0,
         order: str = "NHD",
     ) -> GroupSpec:
-        """K and V of (sliding-window) attention. `order`: "NHD" `[tokens, heads, dim]` or "HND" `[heads, tokens, dim]`."""
+        """K and V of (sliding-window) attention, `[tokens, heads, dim]` ("NHD") or `[heads, tokens, dim]` ("HND")."""
         if order not in ("NHD", "HND"):
             raise SpecError(f"group {name}: order is {order!r}; expected 'NHD' or 'HND'")
         axis = order.index("N")

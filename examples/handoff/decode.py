@@ -6,13 +6,14 @@ import time
 from multiprocessing.connection import Connection
 from typing import Any
 
-import kvwire
 import layout
 import model as models
 import torch
 from jobs import HandoffError, Job, Received
 from loop import Loop
 from state import rebuild
+
+import kvwire
 
 
 def skeleton(model: Any, modules: models.ModuleState) -> Any:
@@ -75,6 +76,8 @@ def main(pipe: Connection, lanes: int) -> None:
                 pipe.send(take_over(job, models.build(job.config, job.dtype), node, loop))
             except HandoffError as error:
                 pipe.send(error)
+            except Exception as error:  # a model class may fail in any way on a configuration nobody tried
+                pipe.send(HandoffError(f"{type(error).__name__}: {models.one_line(error)}"))
     except EOFError:
         pass
     finally:

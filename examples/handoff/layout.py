@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import kvwire
 import torch
 from state import Walk
+
+import kvwire
 
 DTYPES = {
     torch.bfloat16: kvwire.DType.BF16,
@@ -35,7 +36,7 @@ def kind_of(path: str, tensor: Any, holder: Any, tokens: int) -> kvwire.GroupKin
     if name in ("keys", "values"):
         if getattr(holder, "is_sliding", False):
             return kvwire.GroupKind.WINDOW
-        shapes = [getattr(getattr(holder, side, None), "shape", ()) for side in ("keys", "values")]
+        shapes: list[tuple[int, ...]] = [getattr(getattr(holder, k, None), "shape", ()) for k in ("keys", "values")]
         if all(len(shape) == 4 and shape[1] == 1 for shape in shapes) and shapes[0] != shapes[1]:
             return kvwire.GroupKind.MLA
     return kvwire.GroupKind.FULL if tokens in tensor.shape[1:] else kvwire.GroupKind.RECURRENT
@@ -67,15 +68,15 @@ def group_specs(walk: Walk, tokens: int) -> list[kvwire.GroupSpec]:
         pattern, layer = split(path)
         holder = walk.holders[path]
         kind = kind_of(path, tensor, holder, tokens)
+        shape = tuple(tensor.shape)
         axis = None
-        if kind.takes_any_subset:
-            shape = tuple(tensor.shape)
+        if kind.takes_any_subset and tokens in shape[1:]:
             axis = len(shape) - 2 if shape[-2] == tokens else shape.index(tokens, 1)
         window = 0
         if kind is kvwire.GroupKind.WINDOW:
             window = getattr(holder, "sliding_window", None) or tokens
         key = (layer, kind, DTYPES[tensor.dtype], window)
-        held.setdefault(key, []).append(kvwire.Part(pattern, tuple(tensor.shape), axis))
+        held.setdefault(key, []).append(kvwire.Part(pattern, shape, axis))
     alike: dict[Any, list[int]] = {}
     for (layer, kind, dtype, window), parts in held.items():
         alike.setdefault((kind, dtype, window, tuple(parts)), []).append(layer)
@@ -105,7 +106,8 @@ class Memory:
         for spec, layer in segments(specs):
             for path, part in zip(paths(spec, layer), spec.parts, strict=True):
                 self.tensors[path] = torch.empty(part.shape, dtype=TORCH[spec.dtype])
-        self.slots = {spec.name: kvwire.Pages(spec, [self._arrays(spec, i) for i in spec.layers]).at([0]) for spec in specs}
+        self.slots = {spec.name: self._register(spec).at([0]) for spec in specs}
 
-    def _arrays(self, spec: kvwire.GroupSpec, layer: int) -> tuple[Any, ...]:
-        return tuple(self.tensors[path].unsqueeze(0) for path in paths(spec, layer))
+    def _register(self, spec: kvwire.GroupSpec) -> kvwire.Pages:
+        layers = [[self.tensors[path].unsqueeze(0) for path in paths(spec, layer)] for layer in spec.layers]
+        return kvwire.Pages(spec, layers)

@@ -43,23 +43,28 @@ def build(config: dict[str, Any], dtype: str) -> Any:
         parsed.use_cache = True
         model = transformers.AutoModelForCausalLM.from_config(parsed, dtype=DTYPES[dtype])
     except Exception as error:  # a configuration can be wrong in as many ways as there are model classes
-        reason = str(error).strip().split("\n")[0][:200]
-        raise BadConfig(f"transformers makes no causal language model of it: {reason}") from error
+        raise BadConfig(f"transformers makes no causal language model of it: {one_line(error)}") from error
     randomise(model)
     return model.eval()
 
 
+def one_line(error: BaseException) -> str:
+    """An exception's message as one line of at most 300 characters."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 def randomise(model: Any) -> None:
-    """Weights whose outputs depend on every input: transformers' own initialisation is so small that a lost cache
-    may go unnoticed. Matrices keep the variance of what passes through; vectors (norms, biases) and decay rates
-    stay as the model class sets them, because a state that dies at once would show nothing either."""
+    """Weights that let every part of the cache show in the logits; transformers' own initialisation is so small
+    that a lost cache may go unnoticed. Matrices keep the variance of what passes through, and embeddings start
+    small, so that the layers outweigh them. Vectors (norms, biases) and decay rates stay as the model class sets
+    them, because a state that dies at once would show nothing either."""
     draw = torch.Generator().manual_seed(SEED)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim < 2 or not weight.is_floating_point() or "A_log" in name or "dt_" in name:
                 continue
             inputs = math.prod(weight.shape[1:]) if "conv" in name else weight.shape[-1]
-            weight.normal_(0.0, 1.0 if "embed" in name else inputs**-0.5, generator=draw)
+            weight.normal_(0.0, inputs**-0.5, generator=draw)
 
 
 def digest(model: Any) -> str:
@@ -88,13 +93,14 @@ def cache_argument(model: Any) -> str:
 
 
 def decoder_layers(model: Any) -> list[Any]:
-    """The stack of decoder layers: the outermost module list with one entry per hidden layer."""
-    layers = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
+    """The stack of decoder layers: a module list with one entry per hidden layer, else the outermost and longest.
+
+    Where there is none, no layer can be followed and the whole cache leaves after the forward.
+    """
+    count = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
     lists = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.ModuleList)]
-    stacks = [(name.count("."), list(module)) for name, module in lists if len(module) == layers]
-    if not stacks:
-        raise UnsupportedState(f"{type(model).__name__} has no list of {layers} decoder layers to follow")
-    return min(stacks, key=lambda stack: stack[0])[1]
+    ranked = sorted(lists, key=lambda found: (len(found[1]) != count, found[0].count("."), -len(found[1])))
+    return list(ranked[0][1]) if ranked else []
 
 
 def is_cache(value: Any) -> bool:
@@ -132,11 +138,11 @@ def followed(model: Any, after_layer: Callable[[int, Any], None]) -> Iterator[li
             handle.remove()
 
 
-@torch.no_grad()
 def forward(model: Any, tokens: Any, cache: Any = None) -> tuple[Any, Any]:
     """Logits `[vocabulary]` after the last of `tokens` `[1, n]`, and the cache, made by the model if none is given."""
     name = cache_argument(model)
-    output = model(input_ids=tokens, use_cache=True, **({name: cache} if cache is not None else {}))
+    with torch.no_grad():  # not inference mode: the walk needs the version counters of tensors
+        output = model(input_ids=tokens, use_cache=True, **({} if cache is None else {name: cache}))
     returned = getattr(output, name, None)
     return output.logits[0, -1], cache if returned is None else returned
 

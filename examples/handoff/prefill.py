@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
-import kvwire
 import layout
 import model as models
 from jobs import HandoffError, Job, Sent, UnsupportedState
 from loop import Loop
 from state import Walk
+
+import kvwire
 
 TIMEOUT_S = 120.0
 """Longest wait for the grant (the decoder may still be building its model) and for the receipt."""
@@ -136,7 +137,7 @@ def hand_off(job: Job, model: Any, link: kvwire.Link, loop: Loop) -> Sent:
         raise
     receipt = outgoing.wait_committed(TIMEOUT_S)
     decoded = models.decode(model, cache, first, job.decode_tokens)
-    return Sent(decoded, end - start, end, receipt.tail_s, receipt.bytes, plan.groups)
+    return Sent(decoded, end - start, end, receipt.tail_s or 0.0, receipt.bytes, plan.groups)
 
 
 def main(pipe: Connection, port: int, lanes: int) -> None:
@@ -152,6 +153,8 @@ def main(pipe: Connection, port: int, lanes: int) -> None:
                 pipe.send(hand_off(job, models.build(job.config, job.dtype), link, loop))
             except HandoffError as error:
                 pipe.send(error)
+            except Exception as error:  # a model class may fail in any way on a configuration nobody tried
+                pipe.send(HandoffError(f"{type(error).__name__}: {models.one_line(error)}"))
     except EOFError:
         pass
     finally:

@@ -70,7 +70,8 @@ class Walk:
             return ["same", self._paths[id(value)]]
         self._paths[id(value)] = path
         if value.ndim == 0 or value.numel() == 0:
-            return ["small", str(value.dtype).removeprefix("torch."), list(value.shape), _raw(value)]
+            raw = value.detach().reshape(-1).view(torch.uint8).numpy().tobytes()
+            return ["small", str(value.dtype).removeprefix("torch."), list(value.shape), raw]
         self.tensors[path] = value
         self.holders[path] = holder
         return ["tensor"]
@@ -90,9 +91,8 @@ def _rebuild(node: Node, tensors: dict[str, Any], skeleton: Any, path: str) -> A
         case "same":
             return tensors[node[1]]
         case "small":
-            dtype = getattr(torch, node[1])
-            tensors[path] = torch.frombuffer(bytearray(node[3]), dtype=dtype) if node[3] else torch.empty(0, dtype=dtype)
-            tensors[path] = tensors[path].reshape(node[2])
+            _, dtype, shape, raw = node
+            tensors[path] = torch.tensor(list(raw), dtype=torch.uint8).view(getattr(torch, dtype)).reshape(shape)
             return tensors[path]
         case "dtype":
             return getattr(torch, node[1])
@@ -115,10 +115,6 @@ def _rebuild(node: Node, tensors: dict[str, Any], skeleton: Any, path: str) -> A
                 vars(skeleton)[k] = _rebuild(inner, tensors, before.get(k), _join(path, k))
             return skeleton
     raise UnsupportedState(f"{path} came with the unknown tag {node[0]!r}")
-
-
-def _raw(value: Any) -> bytes:
-    return bytes(value.detach().reshape(-1).view(torch.uint8).numpy().tobytes()) if value.numel() else b""
 
 
 def _join(path: str, step: object) -> str:

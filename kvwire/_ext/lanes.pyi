@@ -2,6 +2,9 @@ from typing import TypedDict
 
 from kvwire._ext.engine import Engine
 
+FAULTS: frozenset[int]
+"""Reason codes that mean damage or a dishonest peer, not a connection that ended."""
+
 class LaneStats(TypedDict):
     """Totals of one lane since it was added; bytes include headers, `rate_Bps` is of acknowledged bytes."""
 

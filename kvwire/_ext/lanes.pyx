@@ -29,6 +29,9 @@ _REASONS = {
 }
 
 
+FAULTS = frozenset({LANE_BAD_FRAME, LANE_UNKNOWN_TRANSFER, LANE_OUTSIDE_GRANT, LANE_BAD_ACK, LANE_BAD_RECEIPT})
+
+
 cdef class EngineLink:
     """Lanes, send queue and transfers of one link."""
 

@@ -1,7 +1,6 @@
-from typing_extensions import Buffer
-
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Buffer
 
 class Segment:
     """The bytes of one group in one layer, as they lie in this process's memory; does not own that memory.

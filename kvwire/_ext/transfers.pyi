@@ -28,6 +28,9 @@ class OutTransfer:
     def ready(self, segment: int, first: int, count: int) -> None:
         """Blocks `first`..`first + count` of a segment, counted in grant order, may leave. ReadyError otherwise."""
 
+    def check_ready(self, segment: int, first: int, count: int) -> None:
+        """ReadyError if `ready` with the same arguments would raise it."""
+
     def attach(self, data: Buffer) -> None: ...
     @property
     def state(self) -> State: ...
@@ -59,7 +62,7 @@ class InTransfer:
     @property
     def link(self) -> EngineLink: ...
     def completed(self, start: int = 0) -> list[int]:
-        """Segments in the order in which they became complete, from the `start`-th on; the attachment is the last number."""
+        """Segments in the order in which they became complete, from the `start`-th on; the attachment among them."""
 
     @property
     def state(self) -> State: ...

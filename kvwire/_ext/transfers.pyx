@@ -101,19 +101,32 @@ cdef class OutTransfer:
         insert_out(&link.c, t)
         pthread_mutex_unlock(&link.c.lock)
 
-    def ready(self, u32 segment, u64 first, u64 count):
+    cdef unsigned char *flags(self, u32 segment, u64 first, u64 count) except NULL:
+        """Where the ready flags of these blocks are."""
         cdef out_t *t = self.t
-        cdef unsigned char *flags
-        cdef u64 blocks, i, at, end, cell, low, high, done_first = 0, done = 0
-        self.link.check()
+        cdef u64 blocks
         if segment >= t.segments:
             raise ReadyError(f"no segment {segment}; this transfer has {t.segments}")
         blocks = t.first_block[segment + 1] - t.first_block[segment]
+        if first > blocks or count > blocks - first:
+            raise ReadyError(f"blocks {first}..{first + count} of segment {segment}; {blocks} were granted")
+        return t.block_ready + t.first_block[segment] + first
+
+    def check_ready(self, u32 segment, u64 first, u64 count):
+        cdef u64 i
+        cdef unsigned char *flags = self.flags(segment, first, count)
+        for i in range(count):
+            if flags[i]:
+                raise ReadyError(f"block {first + i} (in grant order) of segment {segment} was ready before")
+
+    def ready(self, u32 segment, u64 first, u64 count):
+        cdef out_t *t = self.t
+        cdef unsigned char *flags
+        cdef u64 i, at, end, cell, low, high, done_first = 0, done = 0
+        self.link.check()
+        flags = self.flags(segment, first, count)
         if count == 0:
             return
-        if first >= blocks or count > blocks - first:
-            raise ReadyError(f"blocks {first}..{first + count} of segment {segment}; {blocks} were granted")
-        flags = t.block_ready + t.first_block[segment] + first
         pthread_mutex_lock(&t.ready_lock)
         for i in range(count):
             if flags[i]:

@@ -6,6 +6,6 @@ Read `arrays` (what memory a caller handed in), `layout` (how one block lies in 
 
 from kvwire.pool.leases import Lease
 from kvwire.pool.overlap import check_disjoint
-from kvwire.pool.pages import Pages, Slots, block_numbers, block_runs
+from kvwire.pool.pages import Pages, Slots
 
-__all__ = ["Lease", "Pages", "Slots", "block_numbers", "block_runs", "check_disjoint"]
+__all__ = ["Lease", "Pages", "Slots", "check_disjoint"]

@@ -132,19 +132,22 @@ _capsule_is = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)
 
 
 def _from_dlpack(what: str, array: Any) -> View:
-    device = int(array.__dlpack_device__()[0])
-    if device not in _HOST_DEVICES:
-        raise SpecError(
-            f"{what} lies on DLPack device type {device}; expected memory of the CPU", hint="copy it to the CPU first"
-        )
     if getattr(array, "requires_grad", False):
         raise SpecError(f"{what} requires grad; expected plain memory", hint="pass array.detach()")
     try:
+        device = int(array.__dlpack_device__()[0])
+        if device not in _HOST_DEVICES:
+            raise SpecError(
+                f"{what} lies on DLPack device type {device}; expected memory of the CPU",
+                hint="copy it to the CPU first",
+            )
         try:
             capsule = array.__dlpack__(max_version=_MAX_VERSION, copy=False)
         except TypeError:  # an exporter from before DLPack 1.0 takes no arguments
             capsule = array.__dlpack__()
-    except (BufferError, RuntimeError, TypeError) as error:
+    except SpecError:
+        raise
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
         raise SpecError(
             f"{what} does not export its memory: {error}", hint="view it as an integer type of the same size"
         ) from error

@@ -164,8 +164,7 @@ def layer_memory(paging: Paging, layer: int, entry: Any) -> LayerMemory:
         names = [f"{what}, part {part.name}" for part in spec.parts]
         views = [view_of(name, array) for name, array in zip(names, entry, strict=True)]
         found = [
-            _planes(paging, name, view, (shape,))
-            for name, view, shape in zip(names, views, paging.shapes, strict=True)
+            _planes(paging, name, view, (shape,)) for name, view, shape in zip(names, views, paging.shapes, strict=True)
         ]
     else:
         names, views = [what], [view_of(what, entry)]
@@ -178,9 +177,7 @@ def layer_memory(paging: Paging, layer: int, entry: Any) -> LayerMemory:
     return LayerMemory(planes, counts.pop(), readonly, tuple(view.owner for view in views))
 
 
-def _planes(
-    paging: Paging, what: str, view: View, shapes: tuple[tuple[int, ...], ...]
-) -> tuple[list[Plane], int]:
+def _planes(paging: Paging, what: str, view: View, shapes: tuple[tuple[int, ...], ...]) -> tuple[list[Plane], int]:
     """The planes of the parts of `shapes` that `view` holds, and its number of slots."""
     dtype, itemsize = paging.spec.dtype, paging.spec.dtype.itemsize
     page_bytes = sum(math.prod(shape) for shape in shapes) * itemsize
@@ -226,9 +223,7 @@ def _planes(
 # --- from planes to patterns ----------------------------------------------------------------------------------
 
 
-def layer_layout(
-    paging: Paging, planes: Sequence[Plane], patterns: dict[object, NDArray[np.int64]]
-) -> LayerLayout:
+def layer_layout(paging: Paging, planes: Sequence[Plane], patterns: dict[object, NDArray[np.int64]]) -> LayerLayout:
     """Layout of one layer; `patterns` holds those already built, since the layers of a model are mostly alike."""
     base = planes[0].address
     columns: list[tuple[int, int]] = []
@@ -251,9 +246,7 @@ def layer_layout(
     return LayerLayout(base, tuple(columns), pattern)
 
 
-def _pattern(
-    paging: Paging, what: str, parts: Sequence[tuple[int, int, tuple[Dim, ...]]]
-) -> NDArray[np.int64]:
+def _pattern(paging: Paging, what: str, parts: Sequence[tuple[int, int, tuple[Dim, ...]]]) -> NDArray[np.int64]:
     """Rows (start, nbytes, page, offset, rows, row_bytes, row_stride) in the order of a block's bytes."""
     tables: list[NDArray[np.int64]] = []
     start = 0

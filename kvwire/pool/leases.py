@@ -8,14 +8,15 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from kvwire.errors import LeaseHeld, PlacementError
+from kvwire.errors import Closed, LeaseHeld, PlacementError
 
 
 class Lease:
-    """A transfer's hold on slots, until `release`."""
+    """A transfer's hold on slots of `pages`, which it keeps alive, until `release`."""
 
-    def __init__(self, table: LeaseTable, slots: NDArray[np.int64], who: str, writes: bool) -> None:
+    def __init__(self, table: LeaseTable, pages: object, slots: NDArray[np.int64], who: str, writes: bool) -> None:
         self._table = table
+        self.pages: Final = pages
         self.slots: Final = slots
         self.who: Final = who
         self.writes: Final = writes
@@ -36,11 +37,14 @@ class LeaseTable:
         self._readers = np.zeros(slots, np.int32)
         self._writing = np.zeros(slots, np.bool_)
         self._held: set[Lease] = set()
+        self.closed = False
 
-    def take(self, slots: NDArray[np.int64], who: str, *, writes: bool) -> Lease:
-        """A lease on distinct `slots`. `PlacementError` where one is being written or, to write, being read."""
-        lease = Lease(self, slots, who, writes)
+    def take(self, pages: object, slots: NDArray[np.int64], who: str, *, writes: bool) -> Lease:
+        """A lease on `slots` of `pages`. `PlacementError` where one is being written or, to write, being read."""
+        lease = Lease(self, pages, slots, who, writes)
         with self._lock:
+            if self.closed:  # asked under the lock, so that no lease slips past `close`
+                raise Closed("these pages are closed")
             busy = self._writing[slots]
             if writes:
                 busy = busy | (self._readers[slots] > 0)
@@ -70,11 +74,13 @@ class LeaseTable:
             if busy.any():
                 raise LeaseHeld(self._describe(int(slots[int(busy.argmax())])))
 
-    def check_idle(self) -> None:
-        """`LeaseHeld` if any slot is leased."""
+    def close(self) -> None:
+        """No more leases. `LeaseHeld` if any slot is leased."""
         with self._lock:
             for lease in self._held:
-                raise LeaseHeld(self._describe(int(lease.slots[0])))
+                if lease.slots.size:
+                    raise LeaseHeld(self._describe(int(lease.slots[0])))
+            self.closed = True
 
     def _describe(self, slot: int) -> str:
         lease = next(lease for lease in self._held if slot in lease.slots)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kvwire._ext.layout import Segment
 from kvwire.errors import Closed, PlacementError, SpecError
-from kvwire.pool.layout import LayerLayout, Paging, Plane, layer_layout, layer_memory
+from kvwire.pool.layout import LayerLayout, LayerMemory, Paging, Plane, layer_layout, layer_memory
 from kvwire.pool.leases import Lease, LeaseTable
 from kvwire.pool.overlap import aliased
 from kvwire.types import BlockRange, GroupOffer, GroupSpec
@@ -57,35 +57,35 @@ class Pages:
             raise SpecError(f"group {spec.name}: memory of {len(layers)} layers; expected {len(spec.layers)}")
         self.spec: Final = spec
         self.paging: Final = Paging.of(spec, block_tokens)
-        memory = [layer_memory(self.paging, n, entry) for n, entry in zip(spec.layers, layers, strict=True)]
-        counts = sorted({layer.slots for layer in memory})
+        self._memory = [layer_memory(self.paging, n, entry) for n, entry in zip(spec.layers, layers, strict=True)]
+        counts = sorted({layer.slots for layer in self._memory})
         if len(counts) != 1:
             raise SpecError(f"group {spec.name}: its layers have {counts} slots; expected the same number in all")
         self.slots: Final = counts[0]
         """Number of slots."""
-        self._owners = [layer.owners for layer in memory]
-        self._layer_planes = [layer.planes for layer in memory]
         patterns: dict[object, Ints] = {}
-        self._layouts = [layer_layout(self.paging, layer.planes, patterns) for layer in memory]
+        self._layouts = [layer_layout(self.paging, layer.planes, patterns) for layer in self._memory]
         self._leases = LeaseTable(self.slots)
-        self._closed = False
-        self._unwritable: SpecError | None = None
         if writable is False:
-            self._unwritable = SpecError(f"group {spec.name} was registered with writable=False; it is only read")
+            self._unwritable: str | None = f"group {spec.name} was registered with writable=False, to be read only"
         else:
-            self._unwritable = self._find_unwritable(next((m.readonly for m in memory if m.readonly), None))
-            if writable and self._unwritable is not None:
-                raise self._unwritable
+            self._unwritable = self._find_unwritable()
+        if writable:
+            self.check_writable()
 
-    def _find_unwritable(self, readonly: str | None) -> SpecError | None:
-        if readonly is not None:
-            return SpecError(f"{readonly} is read-only; expected memory that can be written")
-        pair = aliased(self.planes, self.slots)
+    def _find_unwritable(self) -> str | None:
+        for layer in self._memory:
+            if layer.readonly:
+                return f"{layer.readonly} is read-only; expected memory that can be written"
+        try:
+            pair = aliased(self.planes, self.slots)
+        except SpecError as error:
+            return str(error)
         if pair is None:
             return None
         one, other = pair[0].what, pair[1].what
         what = f"{one} overlaps itself" if one == other else f"{one} overlaps {other}"
-        return SpecError(f"{what}; expected memory in which every byte has one place")
+        return f"{what}; expected memory in which every byte has one place"
 
     @classmethod
     def empty(cls, spec: GroupSpec, slots: int, *, block_tokens: int | None = None) -> Pages:
@@ -100,13 +100,13 @@ class Pages:
     @property
     def planes(self) -> list[Plane]:
         """Every part of every layer, layers outermost. `Closed` after `close`."""
-        self._check_open()
-        return [plane for layer in self._layer_planes for plane in layer]
+        self.check_open()
+        return [plane for layer in self._memory for plane in layer.planes]
 
     @property
     def layouts(self) -> list[LayerLayout]:
         """Per layer, how a block lies. `Closed` after `close`."""
-        self._check_open()
+        self.check_open()
         return self._layouts
 
     def array(self, layer: int) -> NDArray[np.uint8]:
@@ -114,17 +114,17 @@ class Pages:
 
         A view: it keeps the memory alive, `close` or not. `SpecError` where a page is not contiguous.
         """
-        self._check_open()
+        self.check_open()
         if layer not in self.spec.layers:
             raise SpecError(f"group {self.spec.name} has no layer {layer}; it has {self.spec.layers}")
-        index = self.spec.layers.index(layer)
-        at = self._layer_planes[index][0].address
-        window = _Window(at, self.slots, self.paging.page_bytes, self._layer_planes[index][0], self._owners[index])
-        for plane in self._layer_planes[index]:
-            if plane.count_rows() > 1 or plane.address != at:
+        memory = self._memory[self.spec.layers.index(layer)]
+        first = memory.planes[0]
+        end = first.address
+        for plane in memory.planes:
+            if plane.count_rows() > 1 or plane.address != end or plane.block_stride != first.block_stride:
                 raise SpecError(f"{plane.what}: its pages are not contiguous bytes, parts one after the other")
-            at += plane.rows()[1]
-        return np.asarray(window)
+            end += plane.span
+        return np.asarray(_Window(memory, (self.slots, self.paging.page_bytes)))
 
     def at(self, slots: Iterable[int], blocks: Iterable[int] | BlockRange | None = None) -> Slots:
         """Says that `slots` hold `blocks` (numbers as in the manifest, ascending; None: all on offer).
@@ -136,7 +136,7 @@ class Pages:
         Raises `PlacementError` for a slot that does not exist or is named twice, or a number of slots that does not
         fit the blocks.
         """
-        self._check_open()
+        self.check_open()
         if isinstance(blocks, BlockRange):
             blocks = range(blocks.start, blocks.stop)
         name = self.spec.name
@@ -162,35 +162,35 @@ class Pages:
 
     # --- leases -----------------------------------------------------------------------------------------------
 
-    def lease_read(self, slots: Ints, who: str) -> Lease:
+    def lease_read(self, slots: Iterable[int], who: str) -> Lease:
         """Lease for `who` (as "transfer 12") to read `slots`. `PlacementError` while one is being written."""
-        self._check_open()
-        return self._leases.take(slots, who, writes=False)
+        self.check_open()
+        return self._leases.take(self, self._slot_numbers(slots), who, writes=False)
 
-    def lease_write(self, slots: Ints, who: str) -> Lease:
+    def lease_write(self, slots: Iterable[int], who: str) -> Lease:
         """Lease for `who` to write `slots`. `PlacementError` while one is in use, `SpecError` if read-only."""
         self.check_writable()
-        return self._leases.take(slots, who, writes=True)
+        return self._leases.take(self, self._slot_numbers(slots), who, writes=True)
 
     def check_writable(self) -> None:
         """`SpecError` where this memory cannot be written: it is read-only, or overlaps itself."""
-        self._check_open()
+        self.check_open()
         if self._unwritable is not None:
-            raise self._unwritable
+            raise SpecError(self._unwritable)
 
     def check_free(self, slots: Iterable[int]) -> None:
         """`LeaseHeld` if a transfer still uses one of `slots`: to be asked before they are used for something else."""
-        self._check_open()
+        self.check_open()
         self._leases.check_free(self._slot_numbers(slots))
 
     def close(self) -> None:
         """Lets go of the memory. `LeaseHeld` while a transfer uses any. May be called again."""
-        self._leases.check_idle()
-        self._closed = True
-        self._owners, self._layer_planes, self._layouts = [], [], []
+        self._leases.close()
+        self._memory, self._layouts = [], []
 
-    def _check_open(self) -> None:
-        if self._closed:
+    def check_open(self) -> None:
+        """`Closed` after `close`."""
+        if self._leases.closed:
             raise Closed(f"the pages of group {self.spec.name} are closed")
 
     def __repr__(self) -> str:
@@ -206,13 +206,13 @@ class Slots:
     blocks: Ints | None
     """Ascending block numbers; None: all on offer."""
 
-    def covered(self, offer: GroupOffer) -> Ints:
+    def block_numbers(self, offer: GroupOffer) -> Ints:
         """The numbers of the blocks that have slots here, all of them on `offer`.
 
         `SpecError` where the offer is of another layout; `PlacementError` for a block that is not on offer, or a
         number of slots that does not fit.
         """
-        self.pages._check_open()
+        self.pages.check_open()
         mine, theirs = self.pages.spec, offer.spec
         if mine != theirs:
             name = next(f.name for f in fields(mine) if getattr(mine, f.name) != getattr(theirs, f.name))
@@ -227,13 +227,15 @@ class Slots:
         _check_on_offer(self.blocks, offer)
         return self.blocks
 
-    def segments(self, offer: GroupOffer, blocks: Ints) -> list[Segment]:
+    def segments(self, offer: GroupOffer, blocks: Ints, *, writable: bool = False) -> list[Segment]:
         """One segment per layer with exactly `blocks` (ascending numbers): where they lie in this memory.
 
-        The segments do not keep the memory: `pages` does. Raises as `covered`, and `PlacementError` for a block that
-        has no slot here.
+        The segments do not keep the memory: a lease does. Raises as `block_numbers`, `PlacementError` for a block
+        that has no slot here, and where `writable` is asked for `SpecError` if the memory is not.
         """
-        covered = self.covered(offer)
+        if writable:
+            self.pages.check_writable()
+        covered = self.block_numbers(offer)
         wanted = _ascending(f"group {offer.spec.name}: blocks", blocks)
         _check_on_offer(wanted, offer)
         index = np.searchsorted(covered, wanted)
@@ -261,6 +263,14 @@ class Slots:
             )
         return segments
 
+    def lease_read(self, who: str) -> Lease:
+        """As `Pages.lease_read`, for these slots."""
+        return self.pages.lease_read(self.slots, who)
+
+    def lease_write(self, who: str) -> Lease:
+        """As `Pages.lease_write`, for these slots."""
+        return self.pages.lease_write(self.slots, who)
+
     def _check_count(self, blocks: Ints) -> None:
         paging = self.pages.paging
         if paging.blocks_per_page > 1:
@@ -277,30 +287,15 @@ class Slots:
 class _Window:
     """Bytes of contiguous pages, as numpy takes them; holds what they belong to."""
 
-    def __init__(self, address: int, slots: int, page_bytes: int, plane: Plane, owner: object) -> None:
-        self.owner = owner
+    def __init__(self, memory: LayerMemory, shape: tuple[int, int]) -> None:
+        self.owners = memory.owners
         self.__array_interface__ = {
             "version": 3,
             "typestr": "|u1",
-            "data": (address, False),
-            "shape": (slots, page_bytes),
-            "strides": (plane.block_stride, 1),
+            "data": (memory.planes[0].address, memory.readonly is not None),
+            "shape": shape,
+            "strides": (memory.planes[0].block_stride, 1),
         }
-
-
-def block_numbers(runs: Iterable[BlockRange]) -> Ints:
-    """The block numbers of `runs`, in order."""
-    parts = [np.arange(run.start, run.stop, dtype=np.int64) for run in runs]
-    return np.concatenate(parts) if parts else np.empty(0, np.int64)
-
-
-def block_runs(blocks: Ints) -> tuple[BlockRange, ...]:
-    """Ascending block numbers as the fewest runs. Inverse of `block_numbers`."""
-    if not blocks.size:
-        return ()
-    breaks = np.flatnonzero(np.diff(blocks) != 1) + 1
-    starts, stops = blocks[np.r_[0, breaks]].tolist(), blocks[np.r_[breaks - 1, blocks.size - 1]].tolist()
-    return tuple(BlockRange(start, stop + 1) for start, stop in zip(starts, stops, strict=True))
 
 
 def _page_ordinals(blocks: Ints, blocks_per_page: int) -> Ints:
@@ -312,7 +307,10 @@ def _page_ordinals(blocks: Ints, blocks_per_page: int) -> Ints:
 
 def _integers(what: str, values: Iterable[int]) -> Ints:
     """A read-only copy of `values`."""
-    array = np.array(values if isinstance(values, Sequence | np.ndarray) else list(values))
+    try:
+        array = np.array(values if isinstance(values, Sequence | np.ndarray) else list(values))
+    except (TypeError, ValueError):
+        raise PlacementError(f"{what} are {values!r:.80}; expected a sequence of integers") from None
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise PlacementError(f"{what} are {values!r:.80}; expected a sequence of integers")
     array = array.astype(np.int64)

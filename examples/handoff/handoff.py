@@ -1,0 +1,142 @@
+"""Prefill in one process, decode in another: does the KV cache arrive as it left, and in time?
+
+    python examples/handoff/handoff.py --config my-model/config.json --prompt-tokens 2048
+
+Both processes build the same model from a transformers configuration (random weights, nothing is downloaded).
+One prefills a prompt and sends every layer's cache over kvwire as soon as that layer is done; the other builds
+the cache anew and decodes. Its tokens and logits are compared, bit for bit, with those of a decode that never
+left the first process. Without --config or --family, all configurations in `configs/` take their turn.
+
+Exit status: 0 identical, 1 different, 2 nothing to compare (one sentence says why).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs import BadConfig, HandoffError, Job, Received, Sent
+from pair import Pair
+
+CONFIGS = Path(__file__).parent / "configs"
+
+IDENTICAL, DIFFERENT, NOTHING = 0, 1, 2
+
+
+def positive(text: str) -> int:
+    """argparse type: an integer of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    summary, _, details = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE.json",
+        help="a transformers config.json; may be given more than once",
+    )
+    parser.add_argument(
+        "--family",
+        action="append",
+        default=[],
+        choices=sorted(f.stem for f in CONFIGS.glob("*.json")),
+        help="a configuration that comes with this example; may be given more than once",
+    )
+    parser.add_argument("--dtype", choices=("bf16", "fp32", "fp16"), default="bf16", help="of the weights [bf16]")
+    parser.add_argument("--prompt-tokens", type=positive, default=512, metavar="N", help="length of the prompt [512]")
+    parser.add_argument("--decode-tokens", type=positive, default=16, metavar="N", help="tokens to compare [16]")
+    parser.add_argument("--lanes", type=positive, default=4, metavar="N", help="TCP connections [4]")
+    parser.add_argument(
+        "--damage",
+        nargs="?",
+        const="any",
+        metavar="WHAT",
+        help="flip the signs of one received tensor before decoding: full, window, mla, recurrent, "
+        "conv, or part of its path such as layers.3.keys [the first]; must say 'different'",
+    )
+    return parser.parse_args(arguments)
+
+
+def load(path: Path) -> dict[str, object]:
+    """A configuration file. Raises `BadConfig`."""
+    try:
+        value = json.loads(path.read_text())
+    except OSError as error:
+        raise BadConfig(f"it cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise BadConfig(f"it is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise BadConfig(f"it holds a {type(value).__name__}, expected an object with a model_type")
+    return value
+
+
+HEADER = (
+    f"{'model':<20} {'dtype':<5} {'tokens':>6}  {'layers of each kind':<32} {'KiB':>8} {'early':>6} {'prefill':>9} "
+    f"{'tail':>8}  verdict"
+)
+
+
+def row(job: Job, sent: Sent, received: Received) -> str:
+    """A line of the table. Early: layers that were at the decoder before the prefill had ended."""
+    early = sum(at < sent.prefill_end for at in received.landed) / len(received.landed)
+    return (
+        f"{job.name:<20} {job.dtype:<5} {job.prompt_tokens:>6}  {sent.groups:<32} {sent.nbytes / 1024:>8.1f} "
+        f"{early:>6.0%} {sent.prefill_s * 1e3:>6.1f} ms {sent.tail_s * 1e3:>5.2f} ms"
+    )
+
+
+def run(jobs: dict[Path, Job | HandoffError], lanes: int) -> int:
+    """Does the jobs one after the other in one pair of processes, prints the table; the exit status."""
+    status = IDENTICAL
+    pair: Pair | None = None
+    print(HEADER, flush=True)
+    try:
+        for path, job in jobs.items():
+            try:
+                if isinstance(job, HandoffError):
+                    raise job
+                pair = pair or Pair(lanes)
+                sent, received = pair.run(job)
+            except HandoffError as error:
+                print(f"handoff: {path}: {error}", file=sys.stderr, flush=True)
+                status, pair = NOTHING, None
+                continue
+            same = sent.decoded == received.decoded
+            status = max(status, IDENTICAL if same else DIFFERENT)
+            damaged = f" ({received.damaged} was damaged)" if received.damaged else ""
+            print(f"{row(job, sent, received)}  {'identical' if same else 'different'}{damaged}", flush=True)
+    finally:
+        if pair is not None:
+            pair.close()
+    return status
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    options = parse(arguments)
+    files = options.config + [CONFIGS / f"{name}.json" for name in options.family]
+    jobs: dict[Path, Job | HandoffError] = {}
+    for path in files or sorted(CONFIGS.glob("*.json")):
+        try:
+            settings = (options.dtype, options.prompt_tokens, options.decode_tokens, options.damage)
+            jobs[path] = Job(path.stem, load(path), *settings)
+        except BadConfig as error:
+            jobs[path] = error
+    return run(jobs, options.lanes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

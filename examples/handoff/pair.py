@@ -1,0 +1,108 @@
+"""The prefill process and the decode process, as the parent that started them sees them."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from jobs import HandoffError, Job, Received, Sent
+
+JOB_TIMEOUT_S = 600.0
+"""Longest time one hand-off may take, building both models included."""
+
+DECODE, PREFILL = 0, 1
+"""Positions of the children: the decode process starts first, because the other one dials it."""
+
+
+def _prefill(pipe: Connection, *arguments: Any) -> None:
+    import prefill  # here, so that only the children load torch
+
+    prefill.main(pipe, *arguments)
+
+
+def _decode(pipe: Connection, *arguments: Any) -> None:
+    import decode
+
+    decode.main(pipe, *arguments)
+
+
+class Pair:
+    """Two processes joined by kvwire over TCP on loopback, and to this one by a pipe each. A context manager.
+
+    They share no memory: the KV cache goes over TCP, jobs and results over the pipes.
+    """
+
+    def __init__(self, lanes: int) -> None:
+        self._context = multiprocessing.get_context("spawn")
+        self._processes: list[Any] = []
+        self._pipes: list[Connection] = []
+        try:
+            self._start(_decode, lanes)
+            _, port = self._receive({DECODE})
+            self._start(_prefill, port, lanes)
+        except BaseException:
+            self.kill()
+            raise
+
+    def __enter__(self) -> Pair:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start(self, target: Callable[..., None], *arguments: Any) -> None:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=target, args=(theirs, *arguments), name=target.__name__, daemon=True)
+        process.start()
+        theirs.close()
+        self._processes.append(process)
+        self._pipes.append(ours)
+
+    def _receive(self, indices: set[int]) -> tuple[int, Any]:
+        """The next message of one of the children, and which. `HandoffError` if one fails or all are silent."""
+        ready = wait([self._pipes[index] for index in indices], JOB_TIMEOUT_S)
+        if not ready:
+            raise HandoffError(f"no result within {JOB_TIMEOUT_S:.0f} s")
+        index = next(index for index in indices if self._pipes[index] is ready[0])
+        try:
+            message = self._pipes[index].recv()
+        except (EOFError, ConnectionError):
+            process = self._processes[index]
+            process.join()
+            side = process.name.strip("_")
+            raise HandoffError(f"the {side} process ended with status {process.exitcode}") from None
+        if isinstance(message, HandoffError):
+            raise message
+        return index, message
+
+    def run(self, job: Job) -> tuple[Sent, Received]:
+        """Does one job on both sides. After a `HandoffError` the pair is dead: start another."""
+        results: dict[int, Any] = {}
+        try:
+            for pipe in self._pipes:
+                pipe.send(job)
+            while waiting := {DECODE, PREFILL} - results.keys():
+                index, message = self._receive(waiting)
+                results[index] = message
+        except BaseException:
+            self.kill()
+            raise
+        return results[PREFILL], results[DECODE]
+
+    def close(self) -> None:
+        """Lets both children finish and joins them."""
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.join(10)
+        self.kill()
+
+    def kill(self) -> None:
+        """Ends both children at once, for example when one waits for the other in vain."""
+        for process in self._processes:
+            if process.is_alive():
+                process.terminate()
+            process.join()
+        self._processes.clear()

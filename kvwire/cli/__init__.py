@@ -1,0 +1,1 @@
+"""Command-line tools; they use the public API like everyone else."""

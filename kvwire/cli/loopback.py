@@ -1,0 +1,266 @@
+"""kvwire-bench loopback: two processes on this machine, real TCP on 127.0.0.1."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import kvwire
+from kvwire.cli import busy, iperf3, machine
+from kvwire.cli.failure import Failure
+from kvwire.cli.memory import kv_bytes, last_layer_bytes
+from kvwire.cli.pair import Pair, Run
+from kvwire.cli.presets import PRESETS, preset
+from kvwire.cli.progress import Progress
+from kvwire.cli.units import GB, MIB, parse_size, show_size
+
+BUFFER_BYTES = 512 * MIB
+"""Largest transfer of the synthetic group; a larger run moves several through the same memory."""
+SEGMENTS = 8
+"""Layers of the synthetic group."""
+MAX_PAGE_BYTES = 256 * MIB
+MAX_TOKENS = 1 << 24
+IPERF3_STREAMS = (1, 2, 4)
+TAIL_SLACK_S = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What one run moves."""
+
+    model: str
+    specs: tuple[kvwire.GroupSpec, ...]
+    tokens: int
+    transfers: int
+
+    @property
+    def transfer_bytes(self) -> int:
+        return kv_bytes(self.specs, self.tokens)
+
+    @property
+    def segments(self) -> int:
+        return sum(len(spec.layers) for spec in self.specs)
+
+
+def synthetic(nbytes: int, page_bytes: int) -> Job:
+    """About `nbytes` in whole pages of one size, in transfers of at most BUFFER_BYTES. `Failure` if impossible."""
+    if page_bytes % 8 or not 512 <= page_bytes <= MAX_PAGE_BYTES:
+        raise Failure(f"--page is {page_bytes} bytes; expected a multiple of 8 in 512 to {MAX_PAGE_BYTES}")
+    if nbytes < page_bytes:
+        raise Failure(f"-n {show_size(nbytes)} is less than one page of {show_size(page_bytes)}")
+    transfer = min(nbytes, BUFFER_BYTES)
+    layers = min(SEGMENTS, transfer // page_bytes)
+    blocks = transfer // (layers * page_bytes)
+    part = kvwire.Part("page", (page_bytes,))
+    spec = kvwire.GroupSpec(
+        "pages", kvwire.GroupKind.FULL, tuple(range(layers)), kvwire.DType.UINT8, (part,), block_tokens=1
+    )
+    return Job("bench", (spec,), blocks, max(1, round(nbytes / (layers * blocks * page_bytes))))
+
+
+class _Subparsers(Protocol):
+    def add_parser(self, name: str, **options: Any) -> argparse.ArgumentParser: ...
+
+
+def _parsed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """An argparse type whose ValueError is shown as it stands."""
+
+    def convert(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert
+
+
+def _within(low: float, high: float, number: type[int] | type[float]) -> Callable[[str], Any]:
+    def convert(text: str) -> Any:
+        try:
+            value = number(text)
+        except ValueError:
+            value = number(-1)
+        if not low <= value <= high:
+            kind = "an integer" if number is int else "a number"
+            raise ValueError(f"{text!r}; expected {kind} in {low:g} to {high:g}")
+        return value
+
+    return _parsed(convert)
+
+
+def _comparison(text: str) -> str | int:
+    """The page size of "page=SIZE", or "iperf3" itself."""
+    if text == "iperf3":
+        return text
+    name, equals, size = text.partition("=")
+    if name == "page" and equals:
+        return parse_size(size)
+    raise ValueError(f"{text!r} cannot be compared with; expected iperf3 or page=SIZE")
+
+
+def add_command(subparsers: _Subparsers) -> None:
+    parser = subparsers.add_parser("loopback", help="two processes on this machine", description=__doc__)
+    size = _parsed(parse_size)
+    add = parser.add_argument
+    add("-P", dest="lanes", metavar="LANES", type=_within(1, 64, int), default=kvwire.Config().lanes, help="TCP lanes")
+    add("-n", dest="nbytes", metavar="BYTES", type=size, default=2048 * MIB, help="bytes per run, as 512MiB or 2G")
+    add("--page", metavar="BYTES", type=size, default=MIB, help="page size")
+    add("--scatter", action="store_true", help="pages in random order on both sides")
+    add("--model", type=_parsed(preset), metavar="NAME", help=f"move a model's KV: {', '.join(PRESETS)}")
+    add("--tokens", type=_within(1, MAX_TOKENS, int), metavar="N", help="tokens of the model's KV")
+    add("--prefill", type=_within(0, 600, float), metavar="SECONDS", default=0.0, help="pace layers over this time")
+    add("--busy-host", action="store_true", help="a pure-Python loop in both processes, beside loops of their own")
+    add("--plain", action="store_true", help="CRC32C, no encryption (all there is so far)")
+    add("--vs", type=_parsed(_comparison), metavar="iperf3|page=SIZE", action="append", default=[], help="compare")
+    add("--runs", type=_within(1, 1000, int), metavar="N", default=5, help="rounds of the measurement")
+    add("--cc", metavar="NAME", help="congestion control of all sockets (cubic where there is one)")
+    add("--json", action="store_true", help="the last line is one JSON object")
+    parser.set_defaults(command=command)
+
+
+def jobs_of(options: argparse.Namespace) -> dict[str, Job]:
+    """What is measured in each round, "kvwire" first. `Failure` for flags that do not go together."""
+    pages = [page for page in options.vs if page != "iperf3"]
+    if options.model is None:
+        if options.tokens is not None:
+            raise Failure("--tokens needs --model")
+        mine = synthetic(options.nbytes, options.page)
+    elif options.tokens is None:
+        raise Failure("--model needs --tokens")
+    elif pages:
+        raise Failure("--vs page=SIZE compares page sizes; a model has its own")
+    else:
+        mine = Job(options.model.name, options.model.specs(), options.tokens, 1)
+    if len(pages) > 1:
+        raise Failure("--vs page=SIZE can be given once")
+    return {"kvwire": mine} | ({"page": synthetic(options.nbytes, pages[0])} if pages else {})
+
+
+def command(options: argparse.Namespace) -> int:
+    """Measures and prints. Exit status 1 where a byte was wrong."""
+    jobs = jobs_of(options)
+    congestion = machine.congestion(options.cc)
+    versions = machine.versions() | ({"iperf3": iperf3.version()} if "iperf3" in options.vs else {})
+    machine.check_memory(2 * sum(job.transfer_bytes for job in jobs.values()))
+    job = jobs["kvwire"]
+    what = f"{job.model}, {job.tokens} tokens: " if options.model else ""
+    print(
+        f"{what}{show_size(job.transfer_bytes)} in {job.segments} segments, {job.transfers} times a run; "
+        f"{options.runs} runs, {options.lanes} lanes, CRC32C, {congestion}"
+    )
+    print(", ".join(f"{name} {version}" for name, version in versions.items()), flush=True)
+    rounds = Rounds(jobs, options)
+    with contextlib.ExitStack() as stack:
+        rounds.measure(stack, kvwire.Config(lanes=options.lanes, congestion=congestion))
+    result = rounds.summary() | {"versions": versions}
+    for name, value in result.items():
+        if isinstance(value, float):
+            print(f"{name:>20}  {value:.4g}")
+    for sentence in result["damage"]:
+        print(f"WRONG: {sentence}")
+    print("every byte was right" if result["verified"] else "NOT VERIFIED: bytes were wrong")
+    if options.json:
+        print(json.dumps(result))
+    return 0 if result["verified"] else 1
+
+
+class Rounds:
+    """What was measured: in each round all that are compared, one after the other, so that a slow minute of the
+    machine meets them alike."""
+
+    def __init__(self, jobs: dict[str, Job], options: argparse.Namespace) -> None:
+        self.jobs, self.options = jobs, options
+        self.runs: dict[str, list[Run]] = {name: [] for name in jobs}
+        self.warm_up: list[Run] = []
+        self.streamed: list[Run] = []
+        self.streams: dict[int, list[float]] = {n: [] for n in IPERF3_STREAMS if "iperf3" in options.vs}
+        self.loops: busy.Comparison | None = None
+        self.congestion = ""
+
+    def measure(self, stack: contextlib.ExitStack, config: kvwire.Config) -> None:
+        """Runs all rounds; processes end with `stack`."""
+        options = self.options
+        progress = stack.enter_context(Progress())
+        pairs = {name: stack.enter_context(Pair(config)) for name in self.jobs}
+        mine = pairs["kvwire"]
+        self.congestion = mine.congestion
+        if options.busy_host:
+            self.loops = busy.Comparison(mine)
+        for name, job in self.jobs.items():
+            pairs[name].allocate(job.specs, job.tokens, scatter=options.scatter)
+            # Checked but not measured: memory is touched and lanes are warm after it.
+            self.warm_up.append(pairs[name].run(1))
+        for number in range(1, options.runs + 1):
+            said = f"round {number} of {options.runs}"
+            for name, job in self.jobs.items():
+                progress.say(f"{said}: {name}")
+                self.runs[name].append(pairs[name].run(job.transfers))
+            if options.prefill:
+                progress.say(f"{said}: streaming")
+                self.streamed.append(mine.run(1, options.prefill))
+            for streams, seen in self.streams.items():
+                progress.say(f"{said}: iperf3 -P {streams}")
+                seen.append(iperf3.goodput_GBps(streams, config.congestion or self.congestion))
+            if self.loops is not None:
+                progress.say(f"{said}: busy host")
+                self.loops.measure(self.jobs["kvwire"].transfers)
+
+    def summary(self) -> dict[str, Any]:
+        """The JSON object."""
+        job, mine = self.jobs["kvwire"], self.runs["kvwire"]
+        goodput = statistics.median(run.goodput_GBps for run in mine)
+        checked = [*self.warm_up, *self.streamed, *(run for runs in self.runs.values() for run in runs)]
+        checked += self.loops.runs if self.loops else []
+        damage = [sentence for run in checked for sentence in run.damage]
+        result: dict[str, Any] = {
+            "goodput_GBps": goodput,
+            "goodput_GBps_runs": [round(run.goodput_GBps, 4) for run in mine],
+            "runs": self.options.runs,
+            "bytes": mine[0].nbytes,
+            "transfer_bytes": job.transfer_bytes,
+            "segments": job.segments,
+            "lanes": self.options.lanes,
+            "page_bytes": max(spec.block_bytes for spec in job.specs),
+            "scatter": self.options.scatter,
+            "sealed": False,
+            "verified": not damage,
+            "damage": damage,
+            "congestion": self.congestion,
+            "cpu_s_per_GB": statistics.median(run.cpu_s_per_GB for run in mine),
+            "tail_s": statistics.median(run.tail_s for run in self.streamed or mine),
+            "gil_entries": max(run.gil_entries for run in mine),
+        }
+        if self.options.model:
+            result |= {"model": job.model, "tokens": job.tokens}
+        if self.streamed:
+            result |= self._tail(goodput * GB, result["tail_s"])
+        if "page" in self.runs:
+            other = statistics.median(run.goodput_GBps for run in self.runs["page"])
+            result |= {
+                "ratio_vs_page": goodput / other,
+                "other_page_bytes": self.jobs["page"].specs[0].block_bytes,
+                "other_page_GBps": other,
+            }
+        if self.streams:
+            medians = {f"iperf3_P{n}_GBps": statistics.median(seen) for n, seen in self.streams.items()}
+            result |= medians | {"ratio_vs_iperf3": goodput / max(medians.values())}
+        return result | (self.loops.summary() if self.loops else {})
+
+    def _tail(self, goodput_Bps: float, tail_s: float) -> dict[str, Any]:
+        """The tail beside the time that the last layer's bytes need at the measured goodput."""
+        job = self.jobs["kvwire"]
+        last = last_layer_bytes(job.specs, job.tokens)
+        allowed_s = 1.2 * last / goodput_Bps + TAIL_SLACK_S
+        return {
+            "prefill_s": self.options.prefill,
+            "last_layer_bytes": last,
+            "last_layer_s": last / goodput_Bps,
+            "tail_s_runs": [round(run.tail_s, 6) for run in self.streamed],
+            "tail_allowed_s": allowed_s,
+            "ratio_tail": tail_s / allowed_s,
+        }

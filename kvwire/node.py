@@ -1,0 +1,284 @@
+"""A node: one kvwire endpoint in a process. It listens, dials, and owns the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from kvwire import sockets, wire
+from kvwire._ext.engine import Engine
+from kvwire.config import Config
+from kvwire.errors import (
+    Closed,
+    ConfigError,
+    ConnectTimeout,
+    KvwireError,
+    LinkLost,
+    LocalError,
+    NotKvwire,
+    ProtocolError,
+    VersionMismatch,
+)
+from kvwire.link import Link
+from kvwire.transfer import Incoming
+
+T = TypeVar("T")
+
+log = logging.getLogger("kvwire")
+
+ACCEPT_PAUSE_S = 0.1
+"""Pause after `accept` failed for want of descriptors: trying at once would only spin."""
+
+
+class Node:
+    """One endpoint. Make it with `Node.serve` (listens and dials) or `Node.start` (dials only); close it."""
+
+    def __init__(self, config: Config, listener: socket.socket | None) -> None:
+        self.config = config
+        self.engine = Engine(config.workers, config.stream_bytes)
+        self._loop = asyncio.get_running_loop()
+        self._listener = listener
+        self._boot_id = secrets.token_bytes(16)
+        self._links: set[Link] = set()
+        self._by_id: dict[bytes, Link] = {}
+        self._watched: dict[Any, Callable[[], None]] = {}
+        self._offers: deque[Incoming] = deque()
+        self._offer_came = asyncio.Event()
+        self._closed = False
+        self._handshakes = asyncio.Semaphore(config.max_handshakes)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop.add_reader(self.engine.fileno(), self._on_engine)
+        if listener is not None:
+            self._spawn(self._accept_connections(listener))
+
+    @classmethod
+    async def serve(cls, host: str = "", port: int = 0, config: Config | None = None) -> Node:
+        """A node that listens at `host` (empty: every address) and `port` (0: any free one, see `port`).
+
+        AddressNotFound or LocalError where that cannot be.
+        """
+        config = config or Config()
+        return cls(_checked(config), await sockets.listen(host, port, config))
+
+    @classmethod
+    async def start(cls, config: Config | None = None) -> Node:
+        """A node that only dials."""
+        return cls(_checked(config or Config()), None)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it listens."""
+        if self._listener is None:
+            raise Closed("this node does not listen")
+        name = self._listener.getsockname()
+        return str(name[0]), int(name[1])
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        return self.address[1]
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """Links that are up."""
+        return tuple(self._links)
+
+    def gil_entries(self) -> int:
+        """How often Python entered the engine; its workers never enter Python."""
+        return self.engine.gil_entries()
+
+    async def connect(self, host: str, port: int) -> Link:
+        """Dial another node; returns when the session and its lanes are up (at least one, if time runs out).
+
+        AddressNotFound, ConnectRefused, ConnectTimeout, NotKvwire, VersionMismatch, ProtocolError or LinkLost.
+        """
+        self._check_open()
+        until = self._loop.time() + self.config.connect_timeout_s
+        where = f"{host} port {port}"
+        sock = await sockets.dial(host, port, self.config.connect_timeout_s)
+        link: Link | None = None
+        try:
+            async with asyncio.timeout_at(until):
+                sockets.tune(sock, self.config)
+                await self._loop.sock_sendall(sock, wire.control_preamble())
+                answer = await sockets.read_exactly(sock, wire.PREAMBLE_BYTES)
+                if wire.classify(answer) is not wire.ConnectionKind.CONTROL:
+                    raise NotKvwire(f"{where} answered as a lane, not as a node")
+                link = self._make_link(sock, "dialler", where, (host, port))
+                await asyncio.shield(link._greeted)
+                await link._lanes_up.wait()
+        except TimeoutError:
+            if link is not None and link.lanes:
+                return link
+            await self._drop(sock, link)
+            raise ConnectTimeout(
+                f"{where} took the connection and said nothing of kvwire's within {self.config.connect_timeout_s:g} s"
+            ) from None
+        except OSError as error:
+            await self._drop(sock, link)
+            raise LinkLost(f"{where}: {error.strerror or error}") from None
+        except BaseException:
+            await self._drop(sock, link)
+            raise
+        return link
+
+    async def accept(self) -> Incoming:
+        """The next offer from any link, in the order in which they came. Closed once the node is."""
+        while True:
+            self._check_open()
+            while self._offers:
+                incoming = self._offers.popleft()
+                if incoming.state == "offered":
+                    return incoming
+            self._offer_came.clear()
+            await self._offer_came.wait()
+
+    async def close(self) -> None:
+        """Close every link and stop the engine. Transfers under way end with an error; idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._offer_came.set()
+        for task in self._tasks:
+            task.cancel()
+        if self._listener is not None:
+            self._listener.close()
+        for link in list(self._links):
+            await link.close()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        self._loop.remove_reader(self.engine.fileno())
+        self.engine.close()
+
+    async def __aenter__(self) -> Node:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed("the node is closed")
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- the engine's news ----------------------------------------------------------------------------------------
+
+    def _watch(self, handle: Any, changed: Callable[[], None]) -> None:
+        self._watched[handle] = changed
+
+    def _unwatch(self, handle: Any) -> None:
+        self._watched.pop(handle, None)
+
+    def _on_engine(self) -> None:
+        for handle in self.engine.drain():
+            changed = self._watched.get(handle)
+            if changed is not None:
+                changed()
+
+    # --- links ----------------------------------------------------------------------------------------------------
+
+    def _make_link(self, sock: socket.socket, role: wire.Role, peer: str, dialled: tuple[str, int] | None) -> Link:
+        link_id = secrets.token_bytes(16) if role == "acceptor" else b""
+        session = wire.Session(role, self.config, self._boot_id, secrets.token_bytes(32), link_id, time.monotonic())
+        link = Link(self, sock, session, peer, dialled)
+        self._links.add(link)
+        if link_id:
+            self._by_id[link_id] = link
+        link._start()
+        return link
+
+    def _link_gone(self, link: Link) -> None:
+        self._links.discard(link)
+        self._by_id = {link_id: other for link_id, other in self._by_id.items() if other is not link}
+
+    async def _drop(self, sock: socket.socket, link: Link | None) -> None:
+        if link is not None:
+            await link.close()
+        sock.close()
+
+    def _offered(self, incoming: Incoming) -> None:
+        self._offers.append(incoming)
+        self._offer_came.set()
+
+    # --- being dialled --------------------------------------------------------------------------------------------
+
+    async def _accept_connections(self, listener: socket.socket) -> None:
+        while True:
+            await self._handshakes.acquire()  # no more strangers at once; the rest waits in the backlog
+            try:
+                sock, address = await self._loop.sock_accept(listener)
+            except OSError as error:
+                self._handshakes.release()
+                if self._closed:
+                    return
+                log.warning("cannot accept connections: %s", error.strerror or error)
+                await asyncio.sleep(ACCEPT_PAUSE_S)
+                continue
+            self._spawn(self._greet(sock, f"{address[0]} port {address[1]}"))
+
+    async def _greet(self, sock: socket.socket, peer: str) -> None:
+        """Find out what a new connection is: a control connection, a lane of a known link, or a stranger."""
+        try:
+            async with asyncio.timeout(self.config.handshake_timeout_s):
+                await self._identify(sock, peer)
+        except TimeoutError:
+            log.info("%s said nothing of kvwire's within %g s", peer, self.config.handshake_timeout_s)
+            sock.close()
+        except (KvwireError, OSError) as error:
+            log.info("%s turned away: %s", peer, error)
+            sock.close()
+        except BaseException:
+            sock.close()
+            raise
+        finally:
+            self._handshakes.release()
+
+    async def _identify(self, sock: socket.socket, peer: str) -> None:
+        sock.setblocking(False)
+        try:
+            kind = wire.classify(await sockets.read_exactly(sock, wire.PREAMBLE_BYTES))
+        except VersionMismatch:
+            await self._loop.sock_sendall(sock, wire.control_preamble())  # so that the dialler can say so too
+            raise
+        if kind is wire.ConnectionKind.LANE:
+            join = wire.parse_join(await sockets.read_exactly(sock, wire.JOIN_BYTES))
+            link = self._by_id.get(join.link_id)
+            if link is None:
+                raise ProtocolError("a lane for a link that is not here")
+            secret = link._session.redeem_ticket(time.monotonic(), join.lane, join.incarnation)
+            wire.verify_join(join, secret)
+            link._add_lane(sock, join.lane, join.incarnation)
+            return
+        if len(self._links) >= self.config.max_links:
+            raise LocalError(f"{self.config.max_links} links are up already", hint="Config.max_links")
+        sockets.tune(sock, self.config)
+        await self._loop.sock_sendall(sock, wire.control_preamble())
+        link = self._make_link(sock, "acceptor", peer, None)
+        await asyncio.shield(link._greeted)  # until then it counts as a handshake
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """`asyncio.run`, on uvloop where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(main)
+    return uvloop.run(main)
+
+
+def _checked(config: Config) -> Config:
+    if not isinstance(config, Config):
+        raise ConfigError(f"config is {type(config).__name__}; expected kvwire.Config")
+    if not config.plain:
+        raise ConfigError("sealed mode is not there yet", hint="Config(plain=True)")
+    return config

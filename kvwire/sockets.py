@@ -1,0 +1,174 @@
+"""Sockets for asyncio: dialling with typed errors, listening, and what is set on every connection.
+
+Plain sockets and `loop.sock_*` on purpose: any event loop has them, nothing is read beyond what was asked for
+(a lane's socket is handed to the engine after its first bytes), and no transport buffers on the way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import struct
+
+from kvwire.config import Config
+from kvwire.errors import (
+    AddressNotFound,
+    ConfigError,
+    ConnectRefused,
+    ConnectTimeout,
+    LinkLost,
+    LocalError,
+    NetworkError,
+)
+
+TCP_USER_TIMEOUT = 18
+"""linux/tcp.h"""
+LONG_RTT_US = 2000
+"""Above this RTT a path leaves the site, and BBR's indifference to stray loss is worth its CPU (docs/design.md)."""
+
+
+def _available_congestion_controls() -> tuple[str, ...]:
+    try:
+        with open("/proc/sys/net/ipv4/tcp_available_congestion_control") as file:
+            return tuple(file.read().split())
+    except OSError:
+        return ()
+
+
+def _congestion(sock: socket.socket) -> str:
+    raw = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+    return raw.split(b"\0", 1)[0].decode()
+
+
+def _rtt_us(sock: socket.socket) -> int:
+    """Smoothed RTT of a connected socket: tcpi_rtt, 68 bytes into TCP_INFO (linux/tcp.h)."""
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+    return int(struct.unpack_from("<I", info, 68)[0]) if len(info) >= 72 else 0
+
+
+def set_congestion(sock: socket.socket, name: str) -> None:
+    """Choose the kernel's congestion control; ConfigError names those the host has."""
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
+    except OSError as error:
+        have = ", ".join(_available_congestion_controls())
+        raise ConfigError(f"congestion control {name!r}: {error.strerror}; this host has {have}") from None
+
+
+def tune_lane(sock: socket.socket, config: Config) -> str:
+    """Prepare a connected lane; returns the congestion control it ended up with.
+
+    BBR where the path is long and the host has it; on a short path the host's choice unless that is BBR, which
+    costs a third of the goodput there. Buffers are left alone: SO_SNDBUF would switch the kernel's tuning off.
+    """
+    tune(sock, config)
+    if config.congestion is not None:
+        set_congestion(sock, config.congestion)
+        return config.congestion
+    available = _available_congestion_controls()
+    current = _congestion(sock)
+    if _rtt_us(sock) > LONG_RTT_US:
+        wanted = "bbr" if "bbr" in available else current
+    elif current == "bbr":
+        wanted = "cubic" if "cubic" in available else "reno"
+    else:
+        wanted = current
+    if wanted != current:
+        try:
+            set_congestion(sock, wanted)
+        except ConfigError:  # listed, but not allowed to this user: the host's choice stands
+            return current
+    return wanted
+
+
+def tune(sock: socket.socket, config: Config) -> None:
+    """What every connection gets: no Nagle, and death when the peer's kernel is silent for too long."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, int(config.tcp_user_timeout_s * 1000))
+
+
+async def _resolve(host: str, port: int, *, passive: bool = False) -> list[tuple[int, tuple[object, ...]]]:
+    loop = asyncio.get_running_loop()
+    flags = socket.AI_PASSIVE if passive else 0
+    try:
+        found = await loop.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=flags)
+    except (socket.gaierror, UnicodeError) as error:
+        raise AddressNotFound(f"{host!r} does not resolve: {error}") from None
+    return [(family, address) for family, _, _, _, address in found]
+
+
+async def dial(host: str, port: int, timeout_s: float) -> socket.socket:
+    """A connected, non-blocking TCP socket. Tries every address of `host` in turn within `timeout_s`.
+
+    AddressNotFound, ConnectRefused, ConnectTimeout or NetworkError, about the last address tried.
+    """
+    if not isinstance(port, int) or not 0 < port < 65536:
+        raise ConfigError(f"port is {port!r}; expected 1 to 65535")
+    loop = asyncio.get_running_loop()
+    problem: Exception = NetworkError(f"{host} has no address")
+    try:
+        async with asyncio.timeout(timeout_s):
+            for family, address in await _resolve(host, port):
+                sock = socket.socket(family, socket.SOCK_STREAM)
+                try:
+                    sock.setblocking(False)
+                    await loop.sock_connect(sock, address)
+                    return sock
+                except OSError as error:
+                    sock.close()
+                    problem = _connect_error(host, port, error)
+                except BaseException:
+                    sock.close()
+                    raise
+    except TimeoutError:
+        raise ConnectTimeout(f"{host} port {port} did not answer within {timeout_s:g} s") from None
+    raise problem
+
+
+def _connect_error(host: str, port: int, error: OSError) -> Exception:
+    if error.errno == errno.ECONNREFUSED:
+        return ConnectRefused(f"nothing listens at {host} port {port}")
+    if error.errno == errno.ETIMEDOUT:
+        return ConnectTimeout(f"{host} port {port} did not answer")
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return LocalError(f"no descriptor for a connection to {host}", hint="raise the limit on open files (ulimit -n)")
+    return NetworkError(f"cannot connect to {host} port {port}: {error.strerror or error}")
+
+
+async def listen(host: str, port: int, config: Config) -> socket.socket:
+    """A listening, non-blocking socket on the first address of `host`; port 0 lets the kernel choose."""
+    family, address = (await _resolve(host, port, passive=True))[0]
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6 and host in ("", "::"):
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        if config.congestion is not None:
+            set_congestion(sock, config.congestion)
+        sock.bind(address)
+        sock.listen(max(128, config.max_handshakes))
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        raise LocalError(f"cannot listen at {host} port {port}: {os.strerror(error.errno or 0)}") from None
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def read_exactly(sock: socket.socket, count: int) -> bytes:
+    """Exactly `count` bytes and not one more. LinkLost carries nothing but says how many came before the end."""
+    loop = asyncio.get_running_loop()
+    data = b""
+    while len(data) < count:
+        try:
+            chunk = await loop.sock_recv(sock, count - len(data))
+        except OSError as error:
+            raise LinkLost(f"connection lost: {error.strerror}") from None
+        if not chunk:
+            raise LinkLost(f"the peer closed the connection after {len(data)} of {count} bytes")
+        data += chunk
+    return data

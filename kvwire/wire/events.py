@@ -1,0 +1,110 @@
+"""What a session tells the one who drives it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvwire.errors import KvwireError
+from kvwire.types import Grant, Manifest
+from kvwire.wire.schema import Hello
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Base of all events."""
+
+
+@dataclass(frozen=True, slots=True)
+class HelloDone(Event):
+    """Both sides have greeted."""
+
+    peer: Hello
+
+
+@dataclass(frozen=True, slots=True)
+class Offered(Event):
+    """The peer offers a transfer: grant or refuse it."""
+
+    transfer: int
+    manifest: Manifest
+    klass: int
+
+
+@dataclass(frozen=True, slots=True)
+class Granted(Event):
+    """The peer wants these blocks of an offer of ours."""
+
+    transfer: int
+    grant: Grant
+
+
+@dataclass(frozen=True, slots=True)
+class Refused(Event):
+    """The peer declined an offer of ours."""
+
+    transfer: int
+    error: KvwireError
+
+
+@dataclass(frozen=True, slots=True)
+class Aborted(Event):
+    """The peer gave a transfer up; answer with `drained` once local memory is quiet."""
+
+    transfer: int
+    error: KvwireError
+
+
+@dataclass(frozen=True, slots=True)
+class Drained(Event):
+    """The peer's memory is quiet after an abort."""
+
+    transfer: int
+
+
+@dataclass(frozen=True, slots=True)
+class OfferTimedOut(Event):
+    """No grant came in time; the peer has been told."""
+
+    transfer: int
+    error: KvwireError
+
+
+@dataclass(frozen=True, slots=True)
+class TransferTimedOut(Event):
+    """A transfer is past its deadline; the peer has been told."""
+
+    transfer: int
+    error: KvwireError
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket(Event):
+    """The acceptor lets this side open a lane."""
+
+    lane: int
+    incarnation: int
+    secret: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LanesWanted(Event):
+    """The dialler asks for tickets."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class LaneClosed(Event):
+    """A lane has ended at the peer."""
+
+    lane: int
+    incarnation: int
+    reason: str
+    acked: int
+
+
+@dataclass(frozen=True, slots=True)
+class Closed(Event):
+    """The session is over."""
+
+    error: KvwireError

@@ -1,0 +1,277 @@
+"""Control messages: a declared schema, msgpack maps, length-prefixed and bounded.
+
+On the wire a message is a little-endian u32 length and that many bytes of msgpack: a map from field name to value,
+with "t" for its type. Fields that are not declared are ignored, so that a later version may add some.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, TypeVar
+
+import msgpack
+
+from kvwire.errors import ProtocolError
+
+LENGTH_BYTES = 4
+U64 = (1 << 64) - 1
+U32 = (1 << 32) - 1
+
+Check = Callable[[object], bool]
+
+
+def integer(low: int, high: int) -> Check:
+    """An int (no bool) in `low` to `high`."""
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def text(most: int) -> Check:
+    """A str of at most `most` characters."""
+    return lambda value: isinstance(value, str) and len(value) <= most
+
+
+def blob(*sizes: int) -> Check:
+    """Bytes of one of the sizes."""
+    return lambda value: isinstance(value, bytes) and len(value) in sizes
+
+
+def duration(value: object) -> bool:
+    """Seconds, above 0 and at most a week."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 7 * 86400
+
+
+def array(value: object) -> bool:
+    """A list; its content is checked by whoever decodes it."""
+    return isinstance(value, list)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Base of all messages. `CHECKS` says what each field must be; `TYPE` is the "t" on the wire."""
+
+    TYPE: ClassVar[str]
+    CHECKS: ClassVar[dict[str, Check]]
+
+
+@dataclass(frozen=True, slots=True)
+class Hello(Message):
+    """Who each side is and what it takes. First on a control connection, from both sides."""
+
+    TYPE: ClassVar[str] = "hello"
+    CHECKS: ClassVar[dict[str, Check]] = {
+        "boot_id": blob(16),
+        "random": blob(32),
+        "link_id": blob(0, 16),
+        "software": text(64),
+        "lanes": integer(0, 64),
+        "max_transfers": integer(1, 65536),
+        "max_message_bytes": integer(65536, 1 << 26),
+    }
+    boot_id: bytes
+    random: bytes
+    link_id: bytes
+    """The acceptor's choice; empty from the dialler."""
+    software: str
+    lanes: int
+    """Lanes the dialler wants."""
+    max_transfers: int
+    max_message_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Offer(Message):
+    """A transfer is on offer."""
+
+    TYPE: ClassVar[str] = "offer"
+    CHECKS: ClassVar[dict[str, Check]] = {
+        "transfer": integer(1, U64),
+        "manifest": array,
+        "deadline_s": duration,
+        "klass": integer(0, 2),
+    }
+    transfer: int
+    manifest: list[Any]
+    deadline_s: float
+    klass: int
+
+
+@dataclass(frozen=True, slots=True)
+class GrantMessage(Message):
+    """The receiver wants these blocks."""
+
+    TYPE: ClassVar[str] = "grant"
+    CHECKS: ClassVar[dict[str, Check]] = {
+        "transfer": integer(1, U64),
+        "runs": array,
+        "cell_bytes": integer(4096, 256 * 1024),
+    }
+    transfer: int
+    runs: list[Any]
+    cell_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse(Message):
+    """The receiver does not want the transfer. `code`: "refused", "model", "busy"."""
+
+    TYPE: ClassVar[str] = "refuse"
+    CHECKS: ClassVar[dict[str, Check]] = {"transfer": integer(1, U64), "code": text(32), "reason": text(2048)}
+    transfer: int
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Abort(Message):
+    """A side gives the transfer up."""
+
+    TYPE: ClassVar[str] = "abort"
+    CHECKS: ClassVar[dict[str, Check]] = {"transfer": integer(1, U64), "code": text(32), "reason": text(2048)}
+    transfer: int
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drained(Message):
+    """Answer to ABORT: this side's memory is no longer read or written for the transfer."""
+
+    TYPE: ClassVar[str] = "drained"
+    CHECKS: ClassVar[dict[str, Check]] = {"transfer": integer(1, U64)}
+    transfer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lanes(Message):
+    """The dialler asks for tickets for further lanes."""
+
+    TYPE: ClassVar[str] = "lanes"
+    CHECKS: ClassVar[dict[str, Check]] = {"count": integer(1, 64)}
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class LaneTicket(Message):
+    """The right to open one lane, once, within `valid_s`."""
+
+    TYPE: ClassVar[str] = "ticket"
+    CHECKS: ClassVar[dict[str, Check]] = {
+        "lane": integer(0, U32),
+        "incarnation": integer(1, U32),
+        "secret": blob(32),
+        "valid_s": duration,
+    }
+    lane: int
+    incarnation: int
+    secret: bytes
+    valid_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LaneClosed(Message):
+    """A lane has ended on this side; `acked` repeats its last cumulative acknowledgement."""
+
+    TYPE: ClassVar[str] = "lane_closed"
+    CHECKS: ClassVar[dict[str, Check]] = {
+        "lane": integer(0, U32),
+        "incarnation": integer(1, U32),
+        "reason": text(2048),
+        "acked": integer(0, U64),
+    }
+    lane: int
+    incarnation: int
+    reason: str
+    acked: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ping(Message):
+    """Are you there?"""
+
+    TYPE: ClassVar[str] = "ping"
+    CHECKS: ClassVar[dict[str, Check]] = {"token": integer(0, U64)}
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pong(Message):
+    """Yes."""
+
+    TYPE: ClassVar[str] = "pong"
+    CHECKS: ClassVar[dict[str, Check]] = {"token": integer(0, U64)}
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Goodbye(Message):
+    """This side closes the link and says why."""
+
+    TYPE: ClassVar[str] = "goodbye"
+    CHECKS: ClassVar[dict[str, Check]] = {"code": text(32), "reason": text(2048)}
+    code: str
+    reason: str
+
+
+MESSAGES: dict[str, type[Message]] = {
+    message.TYPE: message
+    for message in (
+        Hello, Offer, GrantMessage, Refuse, Abort, Drained, Lanes, LaneTicket, LaneClosed, Ping, Pong, Goodbye,
+    )
+}  # fmt: skip
+
+M = TypeVar("M", bound=Message)
+
+
+def encode(message: Message) -> bytes:
+    """A message as it goes over the wire, length prefix included."""
+    content = {"t": message.TYPE} | {field.name: getattr(message, field.name) for field in fields(message)}
+    body: bytes = msgpack.packb(content)
+    return len(body).to_bytes(LENGTH_BYTES, "little") + body
+
+
+def decode(body: bytes) -> Message:
+    """A message from its msgpack map. ProtocolError names the field and what it should have been."""
+    try:
+        content = msgpack.unpackb(body, raw=False, use_list=True, strict_map_key=True, max_ext_len=0)
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise ProtocolError(f"a control message is no msgpack value: {error!r:.200}") from None
+    if not isinstance(content, dict):
+        raise ProtocolError(f"a control message is a {type(content).__name__}; expected a map")
+    kind = content.get("t")
+    shape = MESSAGES.get(kind) if isinstance(kind, str) else None
+    if shape is None:
+        raise ProtocolError(f"a control message of unknown type {kind!r:.40}")
+    values = {}
+    for name, check in shape.CHECKS.items():
+        if name not in content:
+            raise ProtocolError(f"{shape.TYPE} without {name}")
+        if not check(content[name]):
+            raise ProtocolError(f"{shape.TYPE}: {name} is {content[name]!r:.80}, which the protocol does not allow")
+        values[name] = content[name]
+    return shape(**values)
+
+
+class MessageReader:
+    """Cuts a byte stream into messages. `limit`: largest body; it may grow once the peer is known."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> None:
+        """Bytes as they came. They are held until `next` has taken them: feed, then drain."""
+        self._buffer += data
+
+    def next(self) -> Message | None:
+        """The next whole message, or None. ProtocolError before anything over the limit is waited for."""
+        if len(self._buffer) < LENGTH_BYTES:
+            return None
+        length = int.from_bytes(self._buffer[:LENGTH_BYTES], "little")
+        if length > self.limit:
+            raise ProtocolError(f"a control message of {length} bytes; at most {self.limit} are allowed here")
+        if len(self._buffer) < LENGTH_BYTES + length:
+            return None
+        body = bytes(self._buffer[LENGTH_BYTES : LENGTH_BYTES + length])
+        del self._buffer[: LENGTH_BYTES + length]
+        return decode(body)

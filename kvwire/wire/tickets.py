@@ -1,0 +1,49 @@
+"""Lane tickets: the acceptor's promise that one lane may be opened, once, within a time."""
+
+from __future__ import annotations
+
+from kvwire.errors import LimitExceeded, ProtocolError
+
+TICKET_VALID_S = 30.0
+MAX_TICKETS = 64
+"""Tickets out at once."""
+
+
+class Tickets:
+    """Which tickets are out, and which lane numbers are free. Incarnations of a lane rise strictly."""
+
+    def __init__(self) -> None:
+        self._out: dict[tuple[int, int], tuple[bytes, float]] = {}
+        self._incarnation: list[int] = []  # the newest, by lane
+        self._free: list[int] = []
+
+    def issue(self, now: float, secret: bytes) -> tuple[int, int]:
+        """A ticket for a free lane: (lane, incarnation). LimitExceeded with too many out."""
+        for lane, incarnation in [key for key, (_, due) in self._out.items() if due < now]:
+            del self._out[lane, incarnation]
+            self.free(lane)
+        if len(self._out) >= MAX_TICKETS:
+            raise LimitExceeded(f"{MAX_TICKETS} lane tickets are out already")
+        if self._free:
+            lane = self._free.pop()
+        else:
+            lane = len(self._incarnation)
+            self._incarnation.append(0)
+        self._incarnation[lane] += 1
+        self._out[lane, self._incarnation[lane]] = (secret, now + TICKET_VALID_S)
+        return lane, self._incarnation[lane]
+
+    def redeem(self, now: float, lane: int, incarnation: int) -> bytes:
+        """The secret of a ticket, once. ProtocolError if it was never issued, was used, or is too old."""
+        secret, due = self._out.pop((lane, incarnation), (b"", 0.0))
+        if not secret:
+            raise ProtocolError(f"no ticket is out for lane {lane}, incarnation {incarnation}")
+        if now > due:
+            self.free(lane)
+            raise ProtocolError(f"the ticket for lane {lane} has expired")
+        return secret
+
+    def free(self, lane: int) -> None:
+        """The lane has ended; its number may be given out again."""
+        if lane < len(self._incarnation) and lane not in self._free:
+            self._free.append(lane)

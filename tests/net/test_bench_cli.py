@@ -1,0 +1,239 @@
+"""kvwire-bench as a user runs it: figures, exit statuses, and sentences for what it cannot do."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kvwire
+from kvwire.cli import bench, iperf3, loopback, machine
+from kvwire.cli.failure import Failure
+from kvwire.cli.memory import KvMemory
+from kvwire.cli.pair import Pair
+from kvwire.cli.peer import Peer, Process, Receiver
+from kvwire.cli.presets import preset
+from kvwire.cli.units import parse_size, show_size
+
+MIB = 1 << 20
+
+
+def run_bench(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "kvwire.cli.bench", "loopback", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=55, check=False)
+
+
+def result_of(done: "subprocess.CompletedProcess[str]") -> dict[str, Any]:
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert done.stderr == ""
+    last: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return last
+
+
+def test_small_run() -> None:
+    result = result_of(run_bench("-n", "8MiB", "--page", "64KiB", "-P", "2", "--runs", "1", "--plain", "--json"))
+    assert result["verified"] is True
+    assert result["sealed"] is False
+    assert (result["runs"], result["bytes"], result["lanes"], result["page_bytes"]) == (1, 8 * MIB, 2, 65536)
+    assert result["goodput_GBps"] > 0
+    assert result["cpu_s_per_GB"] > 0
+    assert result["tail_s"] > 0
+    assert result["segments"] == 8
+    assert result["versions"]["kvwire"]
+    assert result["congestion"]
+
+
+def test_scattered_beside_another_page_size() -> None:
+    result = result_of(
+        run_bench("-n", "8MiB", "--page", "16KiB", "--scatter", "--vs", "page=1MiB", "--runs", "1", "--json")
+    )
+    assert result["verified"] is True
+    assert (result["page_bytes"], result["other_page_bytes"]) == (16384, MIB)
+    assert result["ratio_vs_page"] > 0
+
+
+def test_model_streamed_layer_by_layer() -> None:
+    result = result_of(
+        run_bench("--model", "kimi-linear-48b", "--tokens", "100", "--prefill", "0.2", "--runs", "1", "--json")
+    )
+    assert result["verified"] is True
+    assert result["bytes"] == preset("kimi-linear-48b").kv_bytes(100)
+    assert (result["model"], result["tokens"], result["segments"]) == ("kimi-linear-48b", 100, 47)
+    assert result["last_layer_bytes"] == 7 * 16 * 576 * 2
+    assert 0 < result["tail_s"] < 5
+
+
+def test_busy_host() -> None:
+    result = result_of(run_bench("-n", "8MiB", "--busy-host", "--runs", "1", "--json"))
+    assert result["verified"] is True
+    for name in ("ratio_busy", "busy_loop_ratio", "tail_idle_s", "tail_busy_s", "gil_entries_busy"):
+        assert result[name] > 0, name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["-P", "0"], "expected an integer in 1 to 64"),
+        (["-P", "two"], "expected an integer in 1 to 64"),
+        (["-n", "lots"], "'lots' is no size"),
+        (["-n", "-1"], "argument"),
+        (["-n", "0.3"], "is no size"),
+        (["-n", "4KiB", "--page", "1MiB"], "less than one page"),
+        (["--page", "1001"], "multiple of 8"),
+        (["--page", "4G"], "multiple of 8 in 512 to"),
+        (["--runs", "0"], "expected an integer in 1 to 1000"),
+        (["--prefill", "nan"], "expected a number in 0 to 600"),
+        (["--model", "kimi-liner-48b", "--tokens", "8"], "did you mean kimi-linear-48b"),
+        (["--model", "llama-3-70b"], "--model needs --tokens"),
+        (["--tokens", "8"], "--tokens needs --model"),
+        (["--model", "llama-3-70b", "--tokens", "16777216"], "of memory"),
+        (["--model", "llama-3-70b", "--tokens", "8", "--vs", "page=1MiB"], "has its own"),
+        (["--vs", "page=1K", "--vs", "page=2K"], "once"),
+        (["--vs", "rsync"], "expected iperf3 or page=SIZE"),
+        (["--cc", "quic"], "this host does not let us use it"),
+        (["--no-such-flag"], "unrecognized"),
+        ([], ""),
+    ],
+)
+def test_bad_input_is_answered_with_a_sentence(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # argparse leaves in its own way.
+    with pytest.raises(SystemExit) as end:
+        sys.exit(bench.main(["loopback", *arguments] if arguments else []))
+    said = capsys.readouterr().err
+    assert end.value.code == 2
+    assert sentence in said
+    assert "Traceback" not in said
+
+
+def test_without_iperf3(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    iperf3.version.cache_clear()
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    assert bench.main(["loopback", "--vs", "iperf3"]) == 2
+    assert "iperf3 is not installed" in capsys.readouterr().err
+
+
+def test_a_damaged_byte_is_not_verified(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = ["group pages, layer 3: 1 of 8 blocks are wrong, first 5"]
+    monkeypatch.setattr(loopback.Rounds, "measure", lambda *_: None)
+    monkeypatch.setattr(loopback.Rounds, "summary", lambda _: {"verified": False, "damage": wrong, "goodput_GBps": 1.0})
+    assert bench.main(["loopback", "-n", "8MiB", "--json"]) == 1
+    said = capsys.readouterr().out
+    assert "NOT VERIFIED" in said
+    assert wrong[0] in said
+    assert json.loads(said.splitlines()[-1])["verified"] is False
+
+
+class TestChecker:
+    """What the check of the bytes must see."""
+
+    def memory(self, transfer: int = 7, scatter_seed: int | None = None) -> KvMemory:
+        memory = KvMemory(preset("case-study-1t").specs(), 64, scatter_seed)
+        memory.fill(transfer)
+        return memory
+
+    @pytest.mark.parametrize("scatter_seed", [None, 3])
+    def test_right_bytes(self, scatter_seed: int | None) -> None:
+        assert self.memory(scatter_seed=scatter_seed).damage(7) == []
+
+    def test_one_bit(self) -> None:
+        memory = self.memory()
+        memory.pages[0].array(7)[2, 555] ^= 1
+        assert memory.damage(7) == ["group mla, layer 7: 1 of 4 blocks are wrong, first 2"]
+
+    def test_last_byte_of_a_state(self) -> None:
+        memory = self.memory()
+        memory.pages[2].array(0)[0, -1] ^= 0x80
+        assert memory.damage(7) == ["group recurrent, layer 0: 1 of 1 blocks are wrong, first 0"]
+
+    def test_two_pages_exchanged(self) -> None:
+        memory = self.memory()
+        pages = memory.pages[0].array(3)
+        pages[[0, 1]] = pages[[1, 0]]
+        assert memory.damage(7) == ["group mla, layer 3: 2 of 4 blocks are wrong, first 0"]
+
+    def test_a_shifted_cell(self) -> None:
+        memory = self.memory()
+        page = memory.pages[0].array(3)[0]
+        page[:4096] = page[4096:8192]
+        assert len(memory.damage(7)) == 1
+
+    def test_layers_exchanged(self) -> None:
+        memory = self.memory()
+        one, other = memory.pages[0].array(3), memory.pages[0].array(7)
+        kept = np.array(one)
+        one[:] = other
+        other[:] = kept
+        assert len(memory.damage(7)) == 2
+
+    def test_bytes_of_the_transfer_before_and_no_bytes(self) -> None:
+        memory = self.memory(transfer=6)
+        assert len(memory.damage(7)) == 14 + 42 + 42
+        memory.poison()
+        assert len(memory.damage(7)) == 14 + 42 + 42
+
+    def test_odd_pages_are_refused(self) -> None:
+        spec = kvwire.GroupSpec(
+            "odd", kvwire.GroupKind.FULL, (0,), kvwire.DType.UINT8, (kvwire.Part("p", (9,)),), block_tokens=1
+        )
+        with pytest.raises(ValueError, match="a page of 9 bytes; expected a multiple of 8"):
+            KvMemory([spec], 4)
+
+
+class TestProcesses:
+    """Children end, whatever happens."""
+
+    def test_a_failing_call_is_a_sentence_and_the_process_goes_on(self) -> None:
+        peer = Peer(Receiver)
+        try:
+            specs = preset("case-study-1t").specs()
+            with pytest.raises(Failure, match="the receiver failed: SpecError"):
+                peer.call("allocate", specs * 2, 1 << 40, None)
+            assert peer.call("mark").rounds == 0
+        finally:
+            peer.close()
+
+    def test_a_killed_process_is_a_sentence(self) -> None:
+        with Pair(kvwire.Config()) as pair:
+            pair.receiver.kill()
+            with pytest.raises(Failure, match="the receiver ended with status -9"):
+                pair.receiver.call("mark")
+
+    def test_a_busy_process_answers_and_stops(self) -> None:
+        peer = Peer(Process)
+        try:
+            peer.call("spin", True)
+            first = peer.call("mark")
+            second = peer.call("mark")
+            assert second.rounds > first.rounds
+            peer.call("spin", False)
+            assert peer.call("mark").rounds == peer.call("mark").rounds
+        finally:
+            peer.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("1", 1), ("64K", 65536), ("64KiB", 65536), ("1.5m", 3 * MIB // 2), ("2G", 2 << 30), ("16 kb", 16384)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "MiB", "-5", "1e9", "0", "5T", "0.1"])
+def test_no_sizes(text: str) -> None:
+    with pytest.raises(ValueError, match="is no size"):
+        parse_size(text)
+
+
+def test_sizes_for_people() -> None:
+    assert [show_size(s) for s in (5, 1024, 199_753_728, 3 << 30)] == ["5 B", "1 KiB", "190.5 MiB", "3 GiB"]
+
+
+def test_a_run_larger_than_the_buffer_cycles_it() -> None:
+    job = loopback.synthetic(2 << 30, MIB)
+    assert (job.transfer_bytes, job.transfers) == (512 * MIB, 4)
+    assert machine.congestion(None)

@@ -30,10 +30,12 @@ from kvwire.errors import (
     VersionMismatch,
     WrongThread,
 )
+from kvwire.incoming import Incoming, Layer
 from kvwire.link import Link
 from kvwire.node import Node, run
+from kvwire.outgoing import Outgoing
 from kvwire.pool import Lease, Pages, Slots
-from kvwire.transfer import Incoming, Layer, Outgoing, Receipt
+from kvwire.transfer import Receipt
 from kvwire.types import (
     BlockRange,
     DType,

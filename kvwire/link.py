@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING
 from kvwire import sockets, wire
 from kvwire._ext.lanes import FAULTS, EngineLink
 from kvwire.errors import Closed, IntegrityError, KvwireError, LinkLost, PlacementError, SpecError
+from kvwire.incoming import Incoming
+from kvwire.outgoing import Outgoing
 from kvwire.pool import Slots
-from kvwire.transfer import Incoming, Outgoing, Transfer
+from kvwire.transfer import Transfer
 from kvwire.types import Grant, Manifest
 
 if TYPE_CHECKING:

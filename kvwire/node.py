@@ -25,8 +25,8 @@ from kvwire.errors import (
     ProtocolError,
     VersionMismatch,
 )
+from kvwire.incoming import Incoming
 from kvwire.link import Link
-from kvwire.transfer import Incoming
 
 T = TypeVar("T")
 

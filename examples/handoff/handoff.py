@@ -13,6 +13,7 @@ Exit status: 0 identical, 1 different, 2 nothing to compare (one sentence says w
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
 from collections.abc import Sequence
@@ -90,8 +91,8 @@ HEADER = (
 
 
 def row(job: Job, sent: Sent, received: Received) -> str:
-    """A line of the table. Early: layers that were at the decoder before the prefill had ended."""
-    early = sum(at < sent.prefill_end for at in received.landed) / len(received.landed)
+    """A line of the table. Early: layers that were at the decoder when the last one was ready to leave."""
+    early = sum(at < sent.last_ready for at in received.landed) / len(received.landed)
     return (
         f"{job.name:<20} {job.dtype:<5} {job.prompt_tokens:>6}  {sent.groups:<32} {sent.nbytes / 1024:>8.1f} "
         f"{early:>6.0%} {sent.prefill_s * 1e3:>6.1f} ms {sent.tail_s * 1e3:>5.2f} ms"
@@ -127,6 +128,10 @@ def run(jobs: dict[Path, Job | HandoffError], lanes: int) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     options = parse(arguments)
+    missing = [name for name in ("kvwire", "torch", "transformers") if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"handoff: {' and '.join(missing)} cannot be imported; pip install 'kvwire[models]'", file=sys.stderr)
+        return NOTHING
     files = options.config + [CONFIGS / f"{name}.json" for name in options.family]
     jobs: dict[Path, Job | HandoffError] = {}
     for path in files or sorted(CONFIGS.glob("*.json")):

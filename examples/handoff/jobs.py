@@ -41,11 +41,11 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Sent:
-    """The prefill process's report. Times in seconds; `prefill_end` on the machine's monotonic clock."""
+    """The prefill process's report. Seconds; `last_ready` is when the last layer left, on the monotonic clock."""
 
     decoded: Decoded
     prefill_s: float
-    prefill_end: float
+    last_ready: float
     tail_s: float
     nbytes: int
     groups: str

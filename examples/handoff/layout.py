@@ -39,6 +39,8 @@ def kind_of(path: str, tensor: Any, holder: Any, tokens: int) -> kvwire.GroupKin
         shapes: list[tuple[int, ...]] = [getattr(getattr(holder, k, None), "shape", ()) for k in ("keys", "values")]
         if all(len(shape) == 4 and shape[1] == 1 for shape in shapes) and shapes[0] != shapes[1]:
             return kvwire.GroupKind.MLA
+    if any(word in name for word in ("recurrent", "linear", "ssm", "rnn")):
+        return kvwire.GroupKind.RECURRENT
     return kvwire.GroupKind.FULL if tokens in tensor.shape[1:] else kvwire.GroupKind.RECURRENT
 
 

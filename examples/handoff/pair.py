@@ -13,7 +13,7 @@ JOB_TIMEOUT_S = 600.0
 """Longest time one hand-off may take, building both models included."""
 
 DECODE, PREFILL = 0, 1
-"""Positions of the children: the decode process starts first, because the other one dials it."""
+"""Positions of the children."""
 
 
 def _prefill(pipe: Connection, *arguments: Any) -> None:
@@ -40,8 +40,9 @@ class Pair:
         self._pipes: list[Connection] = []
         try:
             self._start(_decode, lanes)
+            self._start(_prefill, lanes)
             _, port = self._receive({DECODE})
-            self._start(_prefill, port, lanes)
+            self._pipes[PREFILL].send(port)
         except BaseException:
             self.kill()
             raise

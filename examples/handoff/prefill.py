@@ -82,6 +82,7 @@ class Departure:
         self._memory = memory
         self._ready = ready
         self._left: dict[str, tuple[Any, int]] = {}
+        self.last_ready = 0.0
 
     def after_layer(self, number: int, cache: Any) -> None:
         """Called in the model's thread as soon as the forward of decoder layer `number` is done."""
@@ -106,6 +107,7 @@ class Departure:
                     raise UnsupportedState(f"{path} has another shape than in the rehearsal")
                 memory.copy_(tensor)
                 self._left[path] = (tensor, tensor._version)
+            self.last_ready = time.monotonic()
             self._ready(spec.name, layer)
 
 
@@ -127,7 +129,7 @@ def hand_off(job: Job, model: Any, link: kvwire.Link, loop: Loop) -> Sent:
     start = time.monotonic()
     try:
         logits, cache = models.prefill(model, ids, departure.after_layer)
-        end = time.monotonic()
+        prefill_s = time.monotonic() - start
         walk = whole_walk(cache, modules)
         departure.finish(walk)
         first = int(logits.argmax())
@@ -137,15 +139,15 @@ def hand_off(job: Job, model: Any, link: kvwire.Link, loop: Loop) -> Sent:
         raise
     receipt = outgoing.wait_committed(TIMEOUT_S)
     decoded = models.decode(model, cache, first, job.decode_tokens)
-    return Sent(decoded, end - start, end, receipt.tail_s or 0.0, receipt.bytes, plan.groups)
+    return Sent(decoded, prefill_s, departure.last_ready, receipt.tail_s or 0.0, receipt.bytes, plan.groups)
 
 
-def main(pipe: Connection, port: int, lanes: int) -> None:
-    """Works off the jobs that come over `pipe` until it closes; answers with `Sent` or `HandoffError`."""
+def main(pipe: Connection, lanes: int) -> None:
+    """Takes the decoder's port from `pipe`, then jobs until it closes; answers with `Sent` or `HandoffError`."""
     models.settle()
     loop = Loop()
     node = loop.call(kvwire.Node.start(kvwire.Config(lanes=lanes)))
-    link = loop.call(node.connect("127.0.0.1", port))
+    link = loop.call(node.connect("127.0.0.1", pipe.recv()))
     try:
         while True:
             job = pipe.recv()

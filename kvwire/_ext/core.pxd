@@ -217,6 +217,7 @@ cdef struct engine_t:
     int worker_count
     int next_worker
     int stop                       # atomic
+    bint forked                    # this is a child's copy: no lock may be taken, no thread is there
     int event_fd
     int signalled                  # atomic: event_fd was written and Python has not looked yet
     pthread_mutex_t dirty_lock

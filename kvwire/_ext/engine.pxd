@@ -3,7 +3,6 @@ from kvwire._ext.core cimport engine_t
 cdef class Engine:
     cdef engine_t c
     cdef int threads               # that were started
-    cdef object pid
     cdef bint is_open
     cdef object __weakref__
     cdef void check(self) except *

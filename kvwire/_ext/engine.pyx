@@ -147,7 +147,6 @@ cdef class Engine:
         cdef epoll_event event
         cdef sigset_t all_signals, old
         cdef int failed
-        self.pid = os.getpid()
         self.c.event_fd = -1
         pthread_mutex_init(&self.c.dirty_lock, NULL)
         self.c.workers = <worker_t *>calloc(workers, sizeof(worker_t))
@@ -188,7 +187,7 @@ cdef class Engine:
         self.c.gil_entries += 1
         if not self.is_open:
             raise Closed("the engine is closed")
-        if self.pid != os.getpid():
+        if self.c.forked:
             raise Closed("the engine belongs to the parent process", hint="make a new node after the fork")
 
     def fileno(self):
@@ -236,7 +235,7 @@ cdef class Engine:
         if not self.is_open:
             return
         self.is_open = False
-        if self.pid == os.getpid():
+        if not self.c.forked:
             with nogil:
                 kv_exchange(&self.c.stop, 1)
                 for i in range(n):
@@ -259,6 +258,7 @@ cdef class Engine:
         """In a forked child: the sockets are the parent's, so they are closed here without a shutdown."""
         cdef int i
         cdef lane_t *lane
+        self.c.forked = True
         for i in range(self.c.worker_count):
             lane = self.c.workers[i].lanes
             while lane != NULL:

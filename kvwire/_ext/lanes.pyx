@@ -3,6 +3,7 @@
 
 import os
 
+cimport cython
 from libc.stdlib cimport calloc, free, malloc
 from posix.unistd cimport close
 
@@ -32,6 +33,7 @@ _REASONS = {
 FAULTS = frozenset({LANE_BAD_FRAME, LANE_UNKNOWN_TRANSFER, LANE_OUTSIDE_GRANT, LANE_BAD_ACK, LANE_BAD_RECEIPT})
 
 
+@cython.no_gc_clear                     # __dealloc__ needs the engine
 cdef class EngineLink:
     """Lanes, send queue and transfers of one link."""
 
@@ -156,10 +158,8 @@ cdef class EngineLink:
     def close(self):
         cdef lane_t *l
         cdef int i
-        cdef bint forked
-        if self.c.closed:
+        if self.c.closed or self.engine.c.forked:
             return
-        forked = self.engine.pid != os.getpid()
         pthread_mutex_lock(&self.c.lock)
         self.c.closed = True
         l = self.c.lanes
@@ -167,8 +167,6 @@ cdef class EngineLink:
             kv_exchange(&l.close_request, 1)
             l = l.next_in_link
         pthread_mutex_unlock(&self.c.lock)
-        if forked:
-            return
         for i in range(self.engine.threads):
             wake_worker(&self.engine.c.workers[i])
         with nogil:
@@ -183,10 +181,16 @@ cdef class EngineLink:
             pthread_mutex_unlock(&self.c.lock)
             signal_engine(&self.engine.c)
 
+    def __del__(self):
+        """Before the collector takes anything apart: `drain` no longer gives this handle out, and lanes are closed."""
+        if self.engine is not None and not self.engine.c.forked:
+            forget_dirty(&self.engine.c, &self.c.dirty)
+            self.close()
+
     def __dealloc__(self):
         cdef size_t i
         cdef lane_t *l
-        if self.engine is None:
+        if self.engine is None or self.engine.c.forked:
             return
         self.close()
         forget_dirty(&self.engine.c, &self.c.dirty)

@@ -14,6 +14,11 @@ from kvwire._ext.ledger cimport ledger_free
 from kvwire._ext.sendqueue cimport queue_push, run_t
 
 
+cdef extern from "<sys/epoll.h>" nogil:
+    int epoll_ctl(int epfd, int op, int fd, void *event)
+    int EPOLL_CTL_DEL
+
+
 # --- waking ---------------------------------------------------------------------------------------------------
 
 
@@ -199,6 +204,7 @@ cdef void lane_fail(lane_t *lane, lane_close_t reason, int detail) noexcept nogi
     """Stop a lane, in its worker, without locks; the worker retires it once its turn is over."""
     if lane.fd < 0:
         return
+    epoll_ctl(lane.worker.epoll_fd, EPOLL_CTL_DEL, lane.fd, NULL)   # a fork may keep the socket open beyond `close`
     close(lane.fd)
     lane.fd = -1
     lane.readable = lane.writable = False

@@ -81,6 +81,9 @@ class InTransfer:
         """The attachment's bytes, after the commit."""
 
     def wait(self, timeout_s: float) -> State: ...
+    def missing(self, segment: int) -> int:
+        """Cells of a segment that have not landed."""
+
     def wait_segment(self, segment: int, timeout_s: float) -> bool:
         """Wait natively until a segment is complete; False if the time is over or the transfer ended before."""
 

@@ -1,6 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Transfers as the engine knows them: what leaves, what arrives. Every method may be called from any thread."""
 
+cimport cython
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
@@ -49,6 +50,7 @@ cdef segment_t *copy_segments(list segments) except NULL:
     return out
 
 
+@cython.no_gc_clear                     # __dealloc__ needs the link
 cdef class OutTransfer:
     """The sending half of a transfer: which bytes are ready, and whether the receiver has them."""
 
@@ -243,10 +245,16 @@ cdef class OutTransfer:
             signal_engine(t.link.engine)
         return _STATES[t.state]
 
+    def __del__(self):
+        """Before the collector takes anything apart: from here on no worker reads the pages."""
+        if self.t != NULL and not self.link.engine.c.forked:
+            forget_dirty(&self.link.engine.c, &self.t.dirty)
+            self.abort()
+
     def __dealloc__(self):
         cdef out_t *t = self.t
         cdef pthread_mutex_t *lock
-        if t == NULL:
+        if t == NULL or self.link.engine.c.forked:
             return
         lock = &self.link.c.lock
         forget_dirty(&self.link.engine.c, &t.dirty)
@@ -259,6 +267,7 @@ cdef class OutTransfer:
             pthread_mutex_unlock(lock)
 
 
+@cython.no_gc_clear                     # __dealloc__ needs the link
 cdef class InTransfer:
     """The receiving half of a transfer: which segments are complete, and whether all is committed."""
 
@@ -350,6 +359,11 @@ cdef class InTransfer:
             pthread_mutex_unlock(&t.link.lock)
         return _STATES[t.state]
 
+    def missing(self, u32 segment):
+        if segment >= self.t.ledger.segments:
+            raise ReadyError(f"no segment {segment}; this transfer has {self.t.segments}")
+        return self.t.ledger.missing[segment]
+
     def wait_segment(self, u32 segment, double timeout_s):
         cdef in_t *t = self.t
         cdef timespec until = deadline_in(timeout_s)
@@ -377,10 +391,16 @@ cdef class InTransfer:
             signal_engine(t.link.engine)
         return _STATES[t.state]
 
+    def __del__(self):
+        """Before the collector takes anything apart: from here on no worker writes the slots."""
+        if self.t != NULL and not self.link.engine.c.forked:
+            forget_dirty(&self.link.engine.c, &self.t.dirty)
+            self.abort()
+
     def __dealloc__(self):
         cdef in_t *t = self.t
         cdef pthread_mutex_t *lock
-        if t == NULL:
+        if t == NULL or self.link.engine.c.forked:
             return
         lock = &self.link.c.lock
         forget_dirty(&self.link.engine.c, &t.dirty)

@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {"kvwire", "emulate", "_ext.crc32c"},
 }
 BELOW_ASYNCIO = BASE | {"_ext", "wire", "congestion", "security", "codecs", "pool", "telemetry"}
-ASYNCIO = {"sockets", "link", "node", "transfer"}
+ASYNCIO = {"sockets", "link", "node", "transfer", "outgoing", "incoming"}
 MAY_IMPORT |= {part: BELOW_ASYNCIO | ASYNCIO for part in {"__init__"} | ASYNCIO}
 
 PURE = {"wire", "congestion"}
@@ -152,9 +152,9 @@ def test_a_breach_is_found(tmp_path: Path, file: str, text: str, fault: str) -> 
 
 
 def test_no_file_outgrows_a_reader() -> None:
-    generated = {path.with_suffix(".c") for path in ROOT.glob("kvwire/**/*.pyx")}
-    sources = {path for suffix in ("py", "pyx", "pxd", "pyi", "c", "h") for path in ROOT.glob(f"kvwire/**/*.{suffix}")}
-    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in sources - generated}
+    patterns = ("*.py", "*.pyx", "*.pxd", "*.pyi", "*.h", "*_impl.c")  # the other .c files are Cython's
+    sources = [path for pattern in patterns for path in ROOT.glob(f"kvwire/**/{pattern}")]
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in sources}
     assert {path: lines for path, lines in lengths.items() if lines > MOST_LINES} == {}
 
 

@@ -1,0 +1,191 @@
+"""The receiving half of a transfer: an offer to be granted or refused, then layers, then the commit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+import numpy as np
+
+from kvwire._ext.layout import Segment
+from kvwire._ext.transfers import InTransfer
+from kvwire.errors import AttachmentError, Closed, DeadlineExceeded, PlacementError
+from kvwire.pool import Slots, check_disjoint
+from kvwire.transfer import Receipt, Transfer, runs_of
+from kvwire.types import BlockRange, Grant, Manifest
+
+if TYPE_CHECKING:
+    from kvwire.link import Link
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer of one group, complete and verified."""
+
+    group: str
+    layer: int
+
+
+def _empty_segment(block_bytes: int) -> Segment:
+    """The segment of a layer of which nothing is wanted."""
+    whole = np.array([[0, block_bytes, 0, 0, 1, block_bytes, block_bytes]], dtype=np.int64)
+    return Segment(0, np.empty(0, dtype=np.int64), 1, whole, block_bytes)
+
+
+class Incoming(Transfer):
+    """The receiving half of a transfer: first an offer to be granted or refused, then layers, then the commit."""
+
+    _handle: InTransfer | None
+
+    def __init__(self, link: Link, transfer_id: int, manifest: Manifest) -> None:
+        super().__init__(link, transfer_id, manifest)
+        self._changed = asyncio.Event()
+        self._segments = manifest.segments()
+        self._granted_segments = 0
+        self._attachment: Any = None
+
+    @property
+    def peer(self) -> str:
+        """Address of the link's peer."""
+        return self._link.peer
+
+    async def grant(self, placement: Mapping[str, Slots], *, cell_bytes: int | None = None) -> None:
+        """Accept the offer: which blocks are wanted, and into which slots. Groups left out are not wanted.
+
+        PlacementError, before anything is sent, for blocks that are not on offer, kinds that go all or nothing,
+        slots that overlap, are in use, read-only or outside their pool.
+        """
+        self.grant_nowait(placement, cell_bytes=cell_bytes)
+
+    def grant_nowait(self, placement: Mapping[str, Slots], *, cell_bytes: int | None = None) -> None:
+        """As `grant`, which never waits; on the loop's thread only."""
+        if self._handle is not None or self._ended.done():
+            raise Closed(f"{self!r} cannot be granted now")
+        unknown = set(placement) - {group.spec.name for group in self.manifest.groups}
+        if unknown:
+            raise PlacementError(f"no group is called {sorted(unknown)[0]!r} in this offer")
+        runs: list[tuple[BlockRange, ...]] = []
+        segments: list[Segment] = []
+        total = 0
+        wanted = [slots for slots in placement.values()]
+        check_disjoint(wanted)
+        for offer in self.manifest.groups:
+            slots = placement.get(offer.spec.name)
+            blocks = slots.block_numbers(offer) if slots is not None else np.empty(0, dtype=np.int64)
+            runs.append(runs_of(blocks))
+            if slots is not None and len(blocks):
+                segments += slots.segments(offer, blocks, writable=True)
+            else:
+                segments += [_empty_segment(offer.spec.block_bytes)] * len(offer.spec.layers)
+            total += len(blocks) * offer.spec.block_bytes * len(offer.spec.layers)
+            self._granted_segments += len(offer.spec.layers) if len(blocks) else 0
+        grant = Grant(tuple(runs), self._link.cell_bytes(cell_bytes))
+        self._link.check_grant(self.manifest, grant)
+        if not total and not self.manifest.attachment:
+            raise PlacementError("a grant of nothing", hint="refuse the offer, or take at least one block")
+        try:
+            for slots in wanted:
+                self._leases.append(slots.lease_write(f"transfer {self.transfer_id}"))
+            handle = InTransfer(
+                self._link.engine_link, self.transfer_id, segments, grant.cell_bytes, self.manifest.attachment
+            )
+        except BaseException:
+            self._release()
+            self._leases.clear()
+            raise
+        self._handle = handle
+        self._bytes = total
+        self._link._send_grant(self, grant)
+
+    async def refuse(self, reason: str = "") -> None:
+        """Decline the offer; the sender gets `OfferRefused` with this reason."""
+        if self._handle is not None or self._ended.done():
+            raise Closed(f"{self!r} cannot be refused now")
+        self._error = Closed(f"transfer {self.transfer_id} was refused here")
+        self._link._send_refuse(self, reason)
+        self._finish()
+
+    def _engine_changed(self) -> None:
+        self._changed.set()
+        super()._engine_changed()
+
+    def _finish(self) -> None:
+        self._changed.set()
+        super()._finish()
+
+    async def layers(self) -> AsyncIterator[Layer]:
+        """Every granted layer of every group, in the order in which they become complete.
+
+        Raises what ended the transfer, if that was not the commit.
+        """
+        seen = given = 0
+        while True:
+            self._changed.clear()
+            done = self._handle.completed(seen) if self._handle is not None else []
+            seen += len(done)
+            for segment in done:
+                if segment < len(self._segments):
+                    given += 1
+                    yield Layer(*self._segments[segment])
+            if self._handle is not None and given == self._granted_segments:
+                return
+            if done:
+                continue
+            if self._ended.done():
+                self._outcome(self.state)
+                return
+            await self._changed.wait()
+
+    async def wait_layer(self, group: str, layer: int) -> None:
+        """Wait until one layer of a group is complete. Raises what ended the transfer before that."""
+        segment = self.manifest.segment(group, layer)
+        while True:
+            self._changed.clear()
+            if self._handle is not None and self._handle.missing(segment) == 0:
+                return
+            if self._ended.done():
+                self._outcome(self.state)
+                return
+            await self._changed.wait()
+
+    def wait_for_layer(self, group: str, layer: int, timeout_s: float) -> None:
+        """Blocking form of `wait_layer` for engine threads; waits natively."""
+        self._off_loop()
+        if self._handle is None:
+            raise Closed(f"{self!r} has not been granted")
+        if not self._handle.wait_segment(self.manifest.segment(group, layer), timeout_s):
+            if self._handle.state == "active":
+                raise DeadlineExceeded(f"layer {layer} of {group} is not complete after {timeout_s:g} s")
+            self._outcome(self._handle.state)
+
+    async def committed(self) -> Receipt:
+        """Wait for the commit of all groups and layers, or raise what ended the transfer."""
+        return await self._committed()
+
+    def wait_committed(self, timeout_s: float) -> Receipt:
+        """Blocking form of `committed` for engine threads; waits natively."""
+        return self._wait_end(timeout_s)
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Cells that have landed, cells in all."""
+        return self._handle.cells if self._handle is not None else (0, 0)
+
+    @property
+    def attachment(self) -> Any:
+        """The sender's attachment, after the commit; None where none was announced or before that."""
+        raw = self._handle.attachment if self._handle is not None else None
+        if raw is None:
+            return None
+        try:
+            return msgpack.unpackb(raw, strict_map_key=False)
+        except (ValueError, msgpack.exceptions.UnpackException) as error:
+            raise AttachmentError(f"the attachment is no msgpack value: {error}") from None
+
+    def _receipt(self) -> Receipt:
+        assert self._handle is not None
+        first, commit = self._handle.times_ns
+        return Receipt(self.transfer_id, self.manifest.request_id, self._bytes, (commit - first) / 1e9, None)

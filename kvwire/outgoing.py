@@ -1,0 +1,151 @@
+"""The sending half of a transfer: which blocks are ready, and whether the receiver has them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from kvwire._ext.transfers import OutTransfer
+from kvwire.errors import AttachmentError, CommitUnknown, KvwireError, LinkLost, ReadyError
+from kvwire.pool import Slots
+from kvwire.transfer import Receipt, Transfer, runs_of
+from kvwire.types import MAX_ATTACHMENT_BYTES, BlockRange, Grant, GroupOffer, Manifest
+
+if TYPE_CHECKING:
+    from kvwire._ext.layout import Segment
+    from kvwire.link import Link
+
+
+def _granted_blocks(offer: GroupOffer, runs: tuple[BlockRange, ...]) -> NDArray[np.int64]:
+    """Block numbers of a grant's runs, ascending, int64."""
+    parts = [np.arange(run.start, run.stop, dtype=np.int64) for run in runs]
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+
+def _say(blocks: tuple[int, ...]) -> str:
+    """Block numbers for a message, short."""
+    if not blocks:
+        return "none"
+    return ", ".join(f"{run.start}..{run.stop - 1}" for run in runs_of(np.array(blocks))[:8])
+
+
+class Outgoing(Transfer):
+    """The sending half of a transfer, after the receiver has granted it. Made by `Link.offer`."""
+
+    _handle: OutTransfer
+
+    def __init__(
+        self, link: Link, transfer_id: int, manifest: Manifest, source: Mapping[str, Slots], grant: Grant, klass: int
+    ) -> None:
+        super().__init__(link, transfer_id, manifest)
+        segments: list[Segment] = []
+        self.granted: dict[str, tuple[int, ...]] = {}
+        """Block numbers that the receiver wants, per group, ascending."""
+        self._positions: dict[str, NDArray[np.int64]] = {}
+        self._ready_lock = threading.Lock()
+        who = f"transfer {transfer_id}"
+        try:
+            for offer, runs in zip(manifest.groups, grant.runs, strict=True):
+                blocks = _granted_blocks(offer, runs)
+                positions = np.full(len(offer.blocks), -1, dtype=np.int64)
+                positions[blocks - offer.blocks.start] = np.arange(len(blocks))
+                self._positions[offer.spec.name] = positions
+                self.granted[offer.spec.name] = tuple(blocks.tolist())
+                self._bytes += len(blocks) * offer.spec.block_bytes * len(offer.spec.layers)
+                slots = source[offer.spec.name]
+                segments += slots.segments(offer, blocks)
+                self._leases.append(slots.lease_read(who))
+            self._handle = OutTransfer(
+                link.engine_link, transfer_id, segments, grant.cell_bytes, manifest.attachment, klass
+            )
+        except BaseException:
+            self._release()
+            raise
+
+    def ready(self, group: str, layer: int, blocks: Iterable[int] | BlockRange | None = None) -> None:
+        """These blocks of a layer are computed and may leave; None: all that were granted. From any thread.
+
+        Until the receipt or an abort they must not be written (`Pages.check_free` says so). ReadyError for blocks
+        that were not granted or were ready before, and then none of the call's blocks is ready.
+        """
+        segment = self.manifest.segment(group, layer)
+        if blocks is None:
+            self._handle.ready(segment, 0, len(self.granted[group]))
+            return
+        runs = self._position_runs(group, blocks)
+        if len(runs) == 1:
+            self._handle.ready(segment, *runs[0])
+            return
+        with self._ready_lock:
+            for first, count in runs:
+                self._handle.check_ready(segment, first, count)
+            for first, count in runs:
+                self._handle.ready(segment, first, count)
+
+    def _position_runs(self, group: str, blocks: Iterable[int] | BlockRange) -> list[tuple[int, int]]:
+        """Block numbers as runs of (first position in grant order, count)."""
+        positions = self._positions[group]
+        start = self.manifest.groups[self.manifest.group_index(group)].blocks.start
+        if isinstance(blocks, BlockRange):
+            wanted = np.arange(blocks.start, blocks.stop, dtype=np.int64)
+        elif isinstance(blocks, range):
+            wanted = np.arange(blocks.start, blocks.stop, blocks.step, dtype=np.int64)
+        else:
+            wanted = np.fromiter(blocks, dtype=np.int64)
+        inside = (wanted >= start) & (wanted < start + len(positions))
+        found = np.where(inside, positions[np.where(inside, wanted - start, 0)], -1) if len(positions) else inside - 1
+        if (found < 0).any():
+            block = int(wanted[found < 0][0])
+            raise ReadyError(
+                f"block {block} of group {group} was not granted",
+                hint=f"{_say(self.granted[group])} were; see `granted`",
+            )
+        found = np.sort(found)
+        if (np.diff(found) == 0).any():
+            raise ReadyError(f"a block of group {group} is named twice in one call")
+        return [(run.start, len(run)) for run in runs_of(found)]
+
+    def attach(self, value: Any) -> None:
+        """Send the transfer's attachment: anything msgpack can carry, at most 64 KiB packed. Once, from any thread."""
+        if not self.manifest.attachment:
+            raise AttachmentError("the manifest announced no attachment", hint="Manifest(..., attachment=True)")
+        try:
+            data = msgpack.packb(value)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise AttachmentError(f"msgpack cannot carry this value: {error}") from None
+        if len(data) > MAX_ATTACHMENT_BYTES:
+            raise AttachmentError(
+                f"the attachment packs to {len(data)} bytes; at most {MAX_ATTACHMENT_BYTES} may travel"
+            )
+        self._handle.attach(data)
+
+    async def committed(self) -> Receipt:
+        """Wait for the receipt, or raise what ended the transfer; `CommitUnknown` if only the receipt is missing."""
+        return await self._committed()
+
+    def wait_committed(self, timeout_s: float) -> Receipt:
+        """Blocking form of `committed` for engine threads; waits natively. After DeadlineExceeded it goes on."""
+        return self._wait_end(timeout_s)
+
+    def _lost(self) -> KvwireError:
+        if self._handle.all_ready:
+            return CommitUnknown(
+                f"the link was lost before the receipt of {self!r}", hint="the receiver may have all of it"
+            )
+        return super()._lost()
+
+    def _fail(self, error: KvwireError) -> None:
+        if isinstance(error, LinkLost) and self._handle.all_ready and not self._ended.done():
+            error = CommitUnknown(f"{error}; only the receipt was missing", hint="the receiver may have all of it")
+        super()._fail(error)
+
+    def _receipt(self) -> Receipt:
+        first, last, receipt = self._handle.times_ns
+        return Receipt(
+            self.transfer_id, self.manifest.request_id, self._bytes, (receipt - first) / 1e9, (receipt - last) / 1e9
+        )

@@ -27,10 +27,15 @@ cdef inline long long segment_piece(const segment_t *s, long long off, char **ad
     """Address of byte `off` in `addr`; returns how many bytes follow it without a gap."""
     cdef long long block = off // s.block_bytes
     cdef long long inside = off - block * s.block_bytes
-    cdef const row_t *row = s.pattern
-    cdef long long row_no
-    while inside >= row.start + row.nbytes:
-        row += 1
+    cdef const row_t *row
+    cdef long long row_no, low = 0, high = s.npattern, middle
+    while high - low > 1:                  # usually one or two rows; thousands where pages are repaged finely
+        middle = (low + high) >> 1
+        if s.pattern[middle].start <= inside:
+            low = middle
+        else:
+            high = middle
+    row = &s.pattern[low]
     inside -= row.start
     addr[0] = s.base + s.offsets[block * s.pages_per_block + row.page] + row.offset
     if row.rows == 1:

@@ -181,8 +181,7 @@ class Sender(Side):
 
 
 def _serve(pipe: Connection, role: type[Process]) -> None:
-    """A child's main: answers calls until the pipe ends. Ctrl-C is the parent's to act on."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """A child's main: answers calls until the pipe ends."""
     process = role()
     try:
         while (call := pipe.recv()) is not None:
@@ -205,7 +204,12 @@ class Peer:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, role), name=role.__name__.lower(), daemon=True)
-        self._process.start()
+        # Ctrl-C is the parent's to act on; a child inherits the mask before it runs its first line.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()
 
     def start(self, name: str, *arguments: Any) -> None:

@@ -249,7 +249,7 @@ def layer_layout(paging: Paging, planes: Sequence[Plane], patterns: dict[object,
 def _pattern(paging: Paging, what: str, parts: Sequence[tuple[int, int, tuple[Dim, ...]]]) -> NDArray[np.int64]:
     """Rows (start, nbytes, page, offset, rows, row_bytes, row_stride) in the order of a block's bytes."""
     tables: list[NDArray[np.int64]] = []
-    start = 0
+    start = total = 0
     split = paging.pages_per_block
     for part, (delta, column, dims) in zip(paging.spec.parts, parts, strict=True):
         # Where a block spans pages, its tokens go on in the next page: the pages are a dimension of their own,
@@ -259,8 +259,11 @@ def _pattern(paging: Paging, what: str, parts: Sequence[tuple[int, int, tuple[Di
         rows, row_stride = inner.pop() if inner else (1, row_bytes)
         outer = coalesce(dims[:axis])
         count = split * math.prod(extent for extent, _ in (*outer, *inner))
-        if count > MAX_PATTERN_ROWS:
-            raise SpecError(f"{what}: a block lies in {count} strided runs; expected at most {MAX_PATTERN_ROWS}")
+        total += count
+        if total > MAX_PATTERN_ROWS:
+            raise SpecError(
+                f"{what}: a block lies in {total} or more strided runs; expected at most {MAX_PATTERN_ROWS}"
+            )
         offsets = _lattice(outer)[:, None, None] + _lattice(inner)[None, None, :]
         pages = np.arange(column * split, (column + 1) * split, dtype=np.int64)[None, :, None]
         table = np.empty((count, 7), np.int64)

@@ -62,12 +62,13 @@ def _share_bytes(one: Slots, other: Slots) -> bool:
     mine, theirs = _near(one, other), _near(other, one)
     if not mine or not theirs:
         return False
-    a, b = _spans(mine, one.slots), _spans(theirs, other.slots)
-    pages_a, pages_b = _hits(a, b), _hits(b, a)
+    slots_a, slots_b = np.sort(one.slots), np.sort(other.slots)  # several times faster to search than as they came
+    a, b = _spans(mine, slots_a), _spans(theirs, slots_b)
+    pages_a = _hits(a, b)
     if not pages_a.any():
         return False
-    rows_a = _selected_rows(mine, one.slots, pages_a)
-    rows_b = _selected_rows(theirs, other.slots, pages_b)
+    rows_a = _selected_rows(mine, slots_a, pages_a)
+    rows_b = _selected_rows(theirs, slots_b, _hits(b, a))
     return bool(_hits(rows_a, rows_b).any())
 
 
@@ -146,7 +147,7 @@ def _touching(starts: Ints, ends: Ints) -> tuple[int, int] | None:
 
 def _hits(these: tuple[Ints, Ints], those: tuple[Ints, Ints]) -> NDArray[np.bool_]:
     """Which of `these` ranges overlap any of `those`."""
-    order = np.argsort(those[0])
+    order = np.argsort(those[0], kind="stable")
     starts, ends = those[0][order], np.maximum.accumulate(those[1][order])
     before = np.searchsorted(starts, these[1], side="left")  # how many begin before this one ends
     return (before > 0) & (ends[np.maximum(before - 1, 0)] > these[0])

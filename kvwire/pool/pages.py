@@ -90,6 +90,8 @@ class Pages:
     @classmethod
     def empty(cls, spec: GroupSpec, slots: int, *, block_tokens: int | None = None) -> Pages:
         """`slots` zeroed slots of memory of its own, page-aligned; `array` shows it."""
+        if not isinstance(slots, int) or slots < 1:
+            raise SpecError(f"group {spec.name}: {slots!r} slots; expected an integer above 0")
         paging = Paging.of(spec, block_tokens)
         layer_bytes = -(-slots * paging.page_bytes // _ALIGN_BYTES) * _ALIGN_BYTES
         memory = np.zeros(len(spec.layers) * layer_bytes + _ALIGN_BYTES, np.uint8)

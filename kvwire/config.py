@@ -96,8 +96,10 @@ class Config:
         check("tcp_user_timeout_s", 0.1, 3600.0)
         if not isinstance(self.plain, bool):
             raise ConfigError(f"plain is {self.plain!r}; expected True or False")
-        if not all(isinstance(tag, ModelTag) for tag in self.models):
-            raise ConfigError("models must be a tuple of ModelTag")
+        if not isinstance(self.models, tuple) or not all(isinstance(tag, ModelTag) for tag in self.models):
+            raise ConfigError(f"models is {self.models!r:.80}; expected a tuple of ModelTag")
+        if self.congestion is not None and not isinstance(self.congestion, str):
+            raise ConfigError(f"congestion is {self.congestion!r:.80}; expected a name or None")
 
 
 _DEFAULTS = {f.name: f.default for f in fields(Config)}

@@ -27,11 +27,19 @@ CONFIGS = Path(__file__).parent / "configs"
 IDENTICAL, DIFFERENT, NOTHING = 0, 1, 2
 
 
-def positive(text: str) -> int:
+def at_least_one(text: str) -> int:
     """argparse type: an integer of at least 1."""
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
+        raise argparse.ArgumentTypeError(f"{value} is less than 1")
+    return value
+
+
+def lanes(text: str) -> int:
+    """argparse type: a number of lanes that kvwire takes."""
+    value = at_least_one(text)
+    if value > 64:
+        raise argparse.ArgumentTypeError(f"{value} is more than 64")
     return value
 
 
@@ -57,9 +65,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="a configuration that comes with this example; may be given more than once",
     )
     parser.add_argument("--dtype", choices=("bf16", "fp32", "fp16"), default="bf16", help="of the weights [bf16]")
-    parser.add_argument("--prompt-tokens", type=positive, default=512, metavar="N", help="length of the prompt [512]")
-    parser.add_argument("--decode-tokens", type=positive, default=16, metavar="N", help="tokens to compare [16]")
-    parser.add_argument("--lanes", type=positive, default=4, metavar="N", help="TCP connections [4]")
+    parser.add_argument(
+        "--prompt-tokens", type=at_least_one, default=512, metavar="N", help="length of the prompt [512]"
+    )
+    parser.add_argument("--decode-tokens", type=at_least_one, default=16, metavar="N", help="tokens to compare [16]")
+    parser.add_argument("--lanes", type=lanes, default=4, metavar="N", help="TCP connections, 1 to 64 [4]")
     parser.add_argument(
         "--damage",
         nargs="?",
@@ -99,7 +109,7 @@ def row(job: Job, sent: Sent, received: Received) -> str:
     )
 
 
-def run(jobs: dict[Path, Job | HandoffError], lanes: int) -> int:
+def run(jobs: dict[Path, Job | HandoffError], lane_count: int) -> int:
     """Does the jobs one after the other in one pair of processes, prints the table; the exit status."""
     status = IDENTICAL
     pair: Pair | None = None
@@ -109,7 +119,7 @@ def run(jobs: dict[Path, Job | HandoffError], lanes: int) -> int:
             try:
                 if isinstance(job, HandoffError):
                     raise job
-                pair = pair or Pair(lanes)
+                pair = pair or Pair(lane_count)
                 sent, received = pair.run(job)
             except HandoffError as error:
                 print(f"handoff: {path}: {error}", file=sys.stderr, flush=True)

@@ -29,7 +29,7 @@ def _decode(pipe: Connection, *arguments: Any) -> None:
 
 
 class Pair:
-    """Two processes joined by kvwire over TCP on loopback, and to this one by a pipe each. A context manager.
+    """Two processes joined by kvwire over TCP on loopback, and to this one by a pipe each.
 
     They share no memory: the KV cache goes over TCP, jobs and results over the pipes.
     """
@@ -46,12 +46,6 @@ class Pair:
         except BaseException:
             self.kill()
             raise
-
-    def __enter__(self) -> Pair:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _start(self, target: Callable[..., None], *arguments: Any) -> None:
         ours, theirs = self._context.Pipe()
@@ -71,7 +65,7 @@ class Pair:
             message = self._pipes[index].recv()
         except (EOFError, ConnectionError):
             process = self._processes[index]
-            process.join()
+            process.join(10)
             side = process.name.strip("_")
             raise HandoffError(f"the {side} process ended with status {process.exitcode}") from None
         if isinstance(message, HandoffError):

@@ -189,7 +189,6 @@ def test_what_cannot_be_compared_is_said_in_a_sentence_each(tmp_path: Path) -> N
         "list": "[]",
         "unknown": '{"model_type": "no-such-model"}',
         "nothing": "{}",
-        "heads": '{"model_type": "llama", "num_attention_heads": 7, "hidden_size": 256}',
         "encoder": '{"model_type": "vit"}',
         "stateless": '{"model_type": "bert", "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, '
         '"num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 512}',

@@ -105,9 +105,10 @@ def closures(link: EngineLink, count: int = 1) -> list[Closure]:
 class Pair:
     """A sending and a receiving engine with `lanes` lanes between them."""
 
-    def __init__(self, lanes: int = 2, workers: int = 2) -> None:
-        self.engines = Engine(workers), Engine(workers)
+    def __init__(self, lanes: int = 2, **config: int) -> None:
+        self.engines = Engine(**config), Engine(**config)
         self.sender, self.receiver = (EngineLink(engine) for engine in self.engines)
+        self.memory: list[Memory] = []
         for lane in range(lanes):
             self.add_lane(lane)
 
@@ -119,6 +120,7 @@ class Pair:
     def transfer(
         self, source: Memory, target: Memory, *, id: int = 2, cell: int = CELL, attachment: bool = False
     ) -> tuple[OutTransfer, InTransfer]:
+        self.memory += [source, target]  # segments do not own it
         inc = InTransfer(self.receiver, id, target.segments, cell, attachment)
         return OutTransfer(self.sender, id, source.segments, cell, attachment), inc
 

@@ -69,7 +69,7 @@ class Incoming(Transfer):
             raise PlacementError(f"no group is called {sorted(unknown)[0]!r} in this offer")
         runs: list[tuple[BlockRange, ...]] = []
         segments: list[Segment] = []
-        total = 0
+        total = granted_segments = 0
         wanted = [slots for slots in placement.values()]
         check_disjoint(wanted)
         for offer in self.manifest.groups:
@@ -81,7 +81,7 @@ class Incoming(Transfer):
             else:
                 segments += [_empty_segment(offer.spec.block_bytes)] * len(offer.spec.layers)
             total += len(blocks) * offer.spec.block_bytes * len(offer.spec.layers)
-            self._granted_segments += len(offer.spec.layers) if len(blocks) else 0
+            granted_segments += len(offer.spec.layers) if len(blocks) else 0
         grant = Grant(tuple(runs), self._link.cell_bytes(cell_bytes))
         self._link.check_grant(self.manifest, grant)
         if not total and not self.manifest.attachment:
@@ -89,16 +89,17 @@ class Incoming(Transfer):
         try:
             for slots in wanted:
                 self._leases.append(slots.lease_write(f"transfer {self.transfer_id}"))
-            handle = InTransfer(
+            self._handle = InTransfer(
                 self._link.engine_link, self.transfer_id, segments, grant.cell_bytes, self.manifest.attachment
             )
+            self._bytes = total
+            self._granted_segments = granted_segments
+            self._link._send_grant(self, grant)
         except BaseException:
+            self._handle = None
             self._release()
             self._leases.clear()
             raise
-        self._handle = handle
-        self._bytes = total
-        self._link._send_grant(self, grant)
 
     async def refuse(self, reason: str = "") -> None:
         """Decline the offer; the sender gets `OfferRefused` with this reason."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from kvwire import sockets, wire
 from kvwire._ext.lanes import FAULTS, EngineLink
-from kvwire.errors import Closed, IntegrityError, KvwireError, LinkLost, PlacementError, SpecError
+from kvwire.errors import Closed, IntegrityError, KvwireError, LimitExceeded, LinkLost, PlacementError, SpecError
 from kvwire.incoming import Incoming
 from kvwire.outgoing import Outgoing
 from kvwire.pool import Slots
@@ -187,9 +187,8 @@ class Link:
             waiting[0].set_exception(error)
 
     def _send_grant(self, incoming: Incoming, grant: Grant) -> None:
-        assert incoming._handle is not None
-        self._node._watch(incoming._handle, incoming._engine_changed)
         self._session.grant(time.monotonic(), incoming.transfer_id, grant)
+        self._node._watch(incoming._handle, incoming._engine_changed)
         self._pump()
 
     def _send_refuse(self, incoming: Incoming, reason: str) -> None:
@@ -218,17 +217,15 @@ class Link:
     async def _dial_lane(self, ticket: wire.Ticket) -> None:
         assert self._dialled is not None
         config = self._node.config
-        sock: socket.socket | None = None
         try:
             sock = await sockets.dial(*self._dialled, config.connect_timeout_s)
-            random = secrets.token_bytes(32)
-            hello = wire.join_bytes(self._session.link_id, ticket.lane, ticket.incarnation, random, ticket.secret)
-            async with asyncio.timeout(config.handshake_timeout_s):
-                await self.loop.sock_sendall(sock, hello)
-            self._add_lane(sock, ticket.lane, ticket.incarnation)
-        except (KvwireError, OSError, TimeoutError):
-            if sock is not None and sock.fileno() >= 0:
-                sock.close()
+            with sock:  # closed again unless the engine has taken it over
+                random = secrets.token_bytes(32)
+                hello = wire.join_bytes(self._session.link_id, ticket.lane, ticket.incarnation, random, ticket.secret)
+                async with asyncio.timeout(config.handshake_timeout_s):
+                    await self.loop.sock_sendall(sock, hello)
+                self._add_lane(sock, ticket.lane, ticket.incarnation)
+        except (KvwireError, OSError):
             self._want_lane()
 
     def _add_lane(self, sock: socket.socket, lane: int, incarnation: int) -> None:
@@ -277,7 +274,12 @@ class Link:
     def _spawn(self, coroutine: object) -> None:
         task: asyncio.Task[None] = self.loop.create_task(coroutine)  # type: ignore[arg-type]
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._task_over)
+
+    def _task_over(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if self.closed and not self._tasks:
+            self._sock.close()  # not before: a loop that still watches it would watch whatever takes its number
 
     async def _read(self) -> None:
         try:
@@ -362,8 +364,9 @@ class Link:
                 pass  # DRAINED and LANE_CLOSED tell nothing that the engine does not know by itself
 
     def _issue_tickets(self, count: int) -> None:
-        for _ in range(min(count, MOST_LANES - self.lanes)):
-            self._session.issue_ticket(time.monotonic(), secrets.token_bytes(32))
+        with contextlib.suppress(LimitExceeded):  # a peer that uses none of its tickets gets no more
+            for _ in range(min(count, MOST_LANES - self.lanes)):
+                self._session.issue_ticket(time.monotonic(), secrets.token_bytes(32))
 
     # --- the end --------------------------------------------------------------------------------------------------
 
@@ -385,7 +388,9 @@ class Link:
         for task in self._tasks:
             if task is not asyncio.current_task(self.loop):
                 task.cancel()
-        self._sock.close()
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        self._lanes_up.set()
         if not self._greeted.done():
             self._greeted.set_exception(error)
             self._greeted.exception()  # nobody may be waiting

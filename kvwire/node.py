@@ -107,12 +107,17 @@ class Node:
             async with asyncio.timeout_at(until):
                 sockets.tune(sock, self.config)
                 await self._loop.sock_sendall(sock, wire.control_preamble())
-                answer = await sockets.read_exactly(sock, wire.PREAMBLE_BYTES)
-                if wire.classify(answer) is not wire.ConnectionKind.CONTROL:
+                answer = await sockets.read_at_most(sock, wire.PREAMBLE_BYTES)
+                if len(answer) < wire.PREAMBLE_BYTES and wire.control_preamble().startswith(answer):
+                    raise LinkLost(f"{where} closed the connection after {len(answer)} bytes")
+                if wire.classify(answer.ljust(wire.PREAMBLE_BYTES, b"\0")) is not wire.ConnectionKind.CONTROL:
                     raise NotKvwire(f"{where} answered as a lane, not as a node")
+                self._check_open()
                 link = self._make_link(sock, "dialler", where, (host, port))
                 await asyncio.shield(link._greeted)
                 await link._lanes_up.wait()
+                if link._error is not None:  # lost again meanwhile
+                    raise link._error
         except TimeoutError:
             if link is not None and link.lanes:
                 return link
@@ -147,12 +152,12 @@ class Node:
         self._offer_came.set()
         for task in self._tasks:
             task.cancel()
-        if self._listener is not None:
-            self._listener.close()
         for link in list(self._links):
             await link.close()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        if self._listener is not None:
+            self._listener.close()
         self._loop.remove_reader(self.engine.fileno())
         self.engine.close()
 
@@ -264,7 +269,11 @@ class Node:
         sockets.tune(sock, self.config)
         await self._loop.sock_sendall(sock, wire.control_preamble())
         link = self._make_link(sock, "acceptor", peer, None)
-        await asyncio.shield(link._greeted)  # until then it counts as a handshake
+        try:
+            await asyncio.shield(link._greeted)  # until then it counts as a handshake
+        except BaseException:
+            await link.close()
+            raise
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
@@ -281,4 +290,5 @@ def _checked(config: Config) -> Config:
         raise ConfigError(f"config is {type(config).__name__}; expected kvwire.Config")
     if not config.plain:
         raise ConfigError("sealed mode is not there yet", hint="Config(plain=True)")
+    sockets.check_congestion(config)
     return config

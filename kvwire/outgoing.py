@@ -27,6 +27,21 @@ def _granted_blocks(offer: GroupOffer, runs: tuple[BlockRange, ...]) -> NDArray[
     return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
 
 
+def _block_numbers(group: str, blocks: Iterable[int] | BlockRange) -> NDArray[np.int64]:
+    """The blocks that a caller names, as int64."""
+    if isinstance(blocks, BlockRange):
+        return np.arange(blocks.start, blocks.stop, dtype=np.int64)
+    if isinstance(blocks, range):
+        return np.arange(blocks.start, blocks.stop, blocks.step, dtype=np.int64)
+    try:
+        numbers = np.array(blocks if isinstance(blocks, np.ndarray) else list(blocks))
+    except (TypeError, ValueError):
+        numbers = np.empty((0, 0))
+    if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
+        raise ReadyError(f"blocks of group {group} are {blocks!r:.80}; expected a sequence of integers")
+    return numbers.astype(np.int64)
+
+
 def _say(blocks: tuple[int, ...]) -> str:
     """Block numbers for a message, short."""
     if not blocks:
@@ -74,29 +89,22 @@ class Outgoing(Transfer):
         that were not granted or were ready before, and then none of the call's blocks is ready.
         """
         segment = self.manifest.segment(group, layer)
-        if blocks is None:
-            self._handle.ready(segment, 0, len(self.granted[group]))
-            return
-        runs = self._position_runs(group, blocks)
-        if len(runs) == 1:
-            self._handle.ready(segment, *runs[0])
-            return
-        with self._ready_lock:
-            for first, count in runs:
-                self._handle.check_ready(segment, first, count)
-            for first, count in runs:
-                self._handle.ready(segment, first, count)
+        runs = [(0, len(self.granted[group]))] if blocks is None else self._position_runs(group, blocks)
+        try:
+            with self._ready_lock:  # so that no other call gets between the check and what it was for
+                if len(runs) > 1:
+                    for first, count in runs:
+                        self._handle.check_ready(segment, first, count)
+                for first, count in runs:
+                    self._handle.ready(segment, first, count)
+        except ReadyError as error:
+            raise ReadyError(f"layer {layer} of group {group}: {error}") from None
 
     def _position_runs(self, group: str, blocks: Iterable[int] | BlockRange) -> list[tuple[int, int]]:
         """Block numbers as runs of (first position in grant order, count)."""
         positions = self._positions[group]
         start = self.manifest.groups[self.manifest.group_index(group)].blocks.start
-        if isinstance(blocks, BlockRange):
-            wanted = np.arange(blocks.start, blocks.stop, dtype=np.int64)
-        elif isinstance(blocks, range):
-            wanted = np.arange(blocks.start, blocks.stop, blocks.step, dtype=np.int64)
-        else:
-            wanted = np.fromiter(blocks, dtype=np.int64)
+        wanted = _block_numbers(group, blocks)
         inside = (wanted >= start) & (wanted < start + len(positions))
         found = np.where(inside, positions[np.where(inside, wanted - start, 0)], -1) if len(positions) else inside - 1
         if (found < 0).any():

@@ -57,6 +57,13 @@ def set_congestion(sock: socket.socket, name: str) -> None:
         raise ConfigError(f"congestion control {name!r}: {error.strerror}; this host has {have}") from None
 
 
+def check_congestion(config: Config) -> None:
+    """ConfigError where the host does not have, or not allow, the configured congestion control."""
+    if config.congestion is not None:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            set_congestion(probe, config.congestion)
+
+
 def tune_lane(sock: socket.socket, config: Config) -> str:
     """Prepare a connected lane; returns the congestion control it ended up with.
 
@@ -94,9 +101,14 @@ async def _resolve(host: str, port: int, *, passive: bool = False) -> list[tuple
     flags = socket.AI_PASSIVE if passive else 0
     try:
         found = await loop.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=flags)
-    except (socket.gaierror, UnicodeError) as error:
+    except (socket.gaierror, ValueError) as error:  # ValueError: a name that cannot be one
         raise AddressNotFound(f"{host!r} does not resolve: {error}") from None
     return [(family, address) for family, _, _, _, address in found]
+
+
+def _check_port(port: object, lowest: int) -> None:
+    if not isinstance(port, int) or not lowest <= port < 65536:
+        raise ConfigError(f"port is {port!r}; expected {lowest} to 65535")
 
 
 async def dial(host: str, port: int, timeout_s: float) -> socket.socket:
@@ -104,8 +116,7 @@ async def dial(host: str, port: int, timeout_s: float) -> socket.socket:
 
     AddressNotFound, ConnectRefused, ConnectTimeout or NetworkError, about the last address tried.
     """
-    if not isinstance(port, int) or not 0 < port < 65536:
-        raise ConfigError(f"port is {port!r}; expected 1 to 65535")
+    _check_port(port, 1)
     loop = asyncio.get_running_loop()
     problem: Exception = NetworkError(f"{host} has no address")
     try:
@@ -139,14 +150,13 @@ def _connect_error(host: str, port: int, error: OSError) -> Exception:
 
 async def listen(host: str, port: int, config: Config) -> socket.socket:
     """A listening, non-blocking socket on the first address of `host`; port 0 lets the kernel choose."""
+    _check_port(port, 0)
     family, address = (await _resolve(host, port, passive=True))[0]
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6 and host in ("", "::"):
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        if config.congestion is not None:
-            set_congestion(sock, config.congestion)
         sock.bind(address)
         sock.listen(max(128, config.max_handshakes))
         sock.setblocking(False)
@@ -160,7 +170,15 @@ async def listen(host: str, port: int, config: Config) -> socket.socket:
 
 
 async def read_exactly(sock: socket.socket, count: int) -> bytes:
-    """Exactly `count` bytes and not one more. LinkLost carries nothing but says how many came before the end."""
+    """Exactly `count` bytes and not one more. LinkLost says how many came before the end."""
+    data = await read_at_most(sock, count)
+    if len(data) < count:
+        raise LinkLost(f"the peer closed the connection after {len(data)} of {count} bytes")
+    return data
+
+
+async def read_at_most(sock: socket.socket, count: int) -> bytes:
+    """`count` bytes, or fewer where the peer closed the connection before. LinkLost where it broke."""
     loop = asyncio.get_running_loop()
     data = b""
     while len(data) < count:
@@ -169,6 +187,6 @@ async def read_exactly(sock: socket.socket, count: int) -> bytes:
         except OSError as error:
             raise LinkLost(f"connection lost: {error.strerror}") from None
         if not chunk:
-            raise LinkLost(f"the peer closed the connection after {len(data)} of {count} bytes")
+            break
         data += chunk
     return data

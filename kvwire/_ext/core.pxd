@@ -68,6 +68,7 @@ cdef enum:
     CLAIM_BYTES_MAX = 256 * 1024
     ACK_BYTES = 1024 * 1024        # landed bytes after which an acknowledgement goes out at once
     ACK_DELAY_NS = 2000000         # and the longest that fewer wait
+    MAX_ATTACHMENT = 65536         # kvwire.types.MAX_ATTACHMENT_BYTES
     TABLE_SIZE = 1024              # buckets of a transfer table
 
 cdef enum state_t:
@@ -105,6 +106,7 @@ cdef struct out_t:
     u64 deadline
     u32 cell_bytes
     u32 segments                   # without the attachment
+    bint has_attachment
     segment_t *segment
     char *attachment
     u32 attachment_len

@@ -153,8 +153,8 @@ cdef class Engine:
         if self.c.workers == NULL:
             raise MemoryError
         self.c.worker_count = workers
-        self.c.stream_bytes = stream_bytes
-        self.c.max_cell_bytes = max_cell_bytes
+        self.c.max_cell_bytes = max(max_cell_bytes, <u32>MAX_ATTACHMENT)   # an attachment is one frame, too
+        self.c.stream_bytes = max(stream_bytes, <size_t>HEADER_BYTES + self.c.max_cell_bytes)   # holds a whole frame
         self.is_open = True
         self.c.event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         for i in range(workers):
@@ -185,10 +185,10 @@ cdef class Engine:
 
     cdef void check(self) except *:
         self.c.gil_entries += 1
-        if not self.is_open:
-            raise Closed("the engine is closed")
         if self.c.forked:
             raise Closed("the engine belongs to the parent process", hint="make a new node after the fork")
+        if not self.is_open:
+            raise Closed("the engine is closed")
 
     def fileno(self):
         return self.c.event_fd

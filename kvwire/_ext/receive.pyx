@@ -28,7 +28,6 @@ cdef extern from "<netinet/in.h>" nogil:
 cdef enum:
     TCP_NOTSENT_LOWAT = 25             # linux/tcp.h
     RATE_WINDOW_NS = 10000000
-    MAX_ATTACHMENT = 65536             # kvwire.types.MAX_ATTACHMENT_BYTES
 
 
 cdef void measure_rate(lane_t *lane, u64 now) noexcept nogil:
@@ -188,7 +187,7 @@ cdef bint consume(lane_t *lane, u64 now) noexcept nogil:
     cdef const char *payload
     cdef frame_error_t error
     cdef lane_close_t verdict
-    cdef u32 limit = max(lane.link.engine.max_cell_bytes, <u32>MAX_ATTACHMENT)
+    cdef u32 limit = lane.link.engine.max_cell_bytes
     while lane.stream_tail - lane.stream_head >= HEADER_BYTES:
         h = <const header_t *>(lane.stream + lane.stream_head)
         payload = lane.stream + lane.stream_head + HEADER_BYTES

@@ -17,8 +17,11 @@ from kvwire.errors import AttachmentError, Closed, LimitExceeded, ReadyError, Sp
 
 _STATES = ("active", "committed", "aborted", "lost")
 
-cdef enum:
-    MAX_ATTACHMENT = 65536
+cdef int check_cell(EngineLink link, u32 cell_bytes) except -1:
+    link.check()
+    if not 0 < cell_bytes <= link.engine.c.max_cell_bytes:
+        raise LimitExceeded(f"cells of {cell_bytes} bytes; the engine takes 1 to {link.engine.c.max_cell_bytes}")
+    return 0
 
 
 cdef bint init_condition(pthread_cond_t *c) noexcept nogil:
@@ -59,7 +62,7 @@ cdef class OutTransfer:
         cdef out_t *t
         cdef u32 i
         cdef u64 cells = 0, blocks = 0, cell, left
-        link.check()
+        check_cell(link, cell_bytes)
         t = <out_t *>calloc(1, sizeof(out_t))
         if t == NULL:
             raise MemoryError
@@ -96,6 +99,7 @@ cdef class OutTransfer:
             for cell in range(t.first_cell[i], t.first_cell[i + 1]):
                 left = <u64>t.segment[i].nbytes - (cell - t.first_cell[i]) * cell_bytes
                 t.unready[cell] = <u32>min(left, <u64>cell_bytes)
+        t.has_attachment = attachment
         t.unready_cells = cells + attachment
         if cells + attachment == 0:
             raise SpecError("a transfer of nothing")
@@ -189,6 +193,8 @@ cdef class OutTransfer:
         cdef out_t *t = self.t
         cdef char *copy
         self.link.check()
+        if not t.has_attachment:
+            raise AttachmentError("no attachment was announced for this transfer")
         if data.shape[0] > MAX_ATTACHMENT:
             raise AttachmentError(f"an attachment of {data.shape[0]} bytes; at most {MAX_ATTACHMENT} are allowed")
         copy = <char *>malloc(data.shape[0] + 1)
@@ -275,9 +281,7 @@ cdef class InTransfer:
         cdef in_t *t
         cdef u32 i
         cdef long long *cells
-        link.check()
-        if cell_bytes > link.engine.c.max_cell_bytes:
-            raise LimitExceeded(f"cells of {cell_bytes} bytes; the engine takes {link.engine.c.max_cell_bytes}")
+        check_cell(link, cell_bytes)
         t = <in_t *>calloc(1, sizeof(in_t))
         if t == NULL:
             raise MemoryError

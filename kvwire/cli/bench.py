@@ -17,12 +17,12 @@ COMMANDS = (loopback,)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 all well, 1 bytes were wrong, 2 it could not run, 130 interrupted."""
-    parser = argparse.ArgumentParser(prog="kvwire-bench", description=__doc__)
-    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in COMMANDS:
-        module.add_command(subparsers)
-    chosen = parser.parse_args(arguments)
     try:
+        parser = argparse.ArgumentParser(prog="kvwire-bench", description=__doc__)
+        subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+        for module in COMMANDS:
+            module.add_command(subparsers)
+        chosen = parser.parse_args(arguments)
         status: int = chosen.command(chosen)
         sys.stdout.flush()
         return status

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -204,7 +205,9 @@ class Peer:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, role), name=role.__name__.lower(), daemon=True)
-        # Ctrl-C is the parent's to act on; a child inherits the mask before it runs its first line.
+        # Ctrl-C is the parent's to act on; a child inherits the mask before it runs its first line. The tracker comes
+        # first because starting it takes SIGINT out of the mask.
+        resource_tracker.ensure_running()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._process.start()

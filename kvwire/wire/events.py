@@ -48,7 +48,7 @@ class Refused(Event):
 
 @dataclass(frozen=True, slots=True)
 class Aborted(Event):
-    """The peer gave a transfer up; answer with `drained` once local memory is quiet."""
+    """The peer gave a transfer up, perhaps while this side did: answer with `drained` once local memory is quiet."""
 
     transfer: int
     error: KvwireError
@@ -56,7 +56,7 @@ class Aborted(Event):
 
 @dataclass(frozen=True, slots=True)
 class Drained(Event):
-    """The peer's memory is quiet after an abort."""
+    """The peer's memory is quiet after an abort of this side's."""
 
     transfer: int
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Sequence
 from typing import Any
 
 from kvwire.errors import KvwireError, PlacementError, ProtocolError
@@ -16,10 +18,13 @@ from kvwire.types import (
     Manifest,
     ModelTag,
     Part,
+    layout_digest,
 )
 
 MAX_RUNS = 1 << 16
 """Most runs of blocks in one group of a grant."""
+RUN_BYTES = 8
+"""A run on the wire: start and stop, each u32 little-endian."""
 
 
 def pack_manifest(manifest: Manifest) -> list[Any]:
@@ -55,40 +60,74 @@ def unpack_manifest(value: list[Any]) -> Manifest:
     """The manifest that a peer packed. ProtocolError, whatever it is, if it is none."""
     try:
         request_id, tenant, model, tokens, attachment, groups = value
-        if not isinstance(attachment, bool) or not isinstance(groups, list):
-            raise TypeError("attachment or groups")
-        return Manifest(
-            request_id, ModelTag(*model), tokens, tuple(_group(group) for group in groups), tenant, attachment
-        )
-    except (KvwireError, ValueError, TypeError, OverflowError, AttributeError) as error:
+        _scalars([request_id, tenant, tokens])
+        if not isinstance(attachment, bool):
+            raise TypeError("attachment is neither true nor false")
+        offers = tuple(_group(group) for group in _list(groups))
+        return Manifest(request_id, ModelTag(*_scalars(model)), tokens, offers, tenant, attachment)
+    except (KvwireError, ValueError, TypeError) as error:
         raise ProtocolError(f"a manifest that cannot be: {error}") from None
 
 
-def _group(value: list[Any]) -> GroupOffer:
-    name, kind, layers, dtype, parts, block_tokens, window, start, stop, hashes = value
-    shapes = tuple(Part(part_name, tuple(shape), axis) for part_name, shape, axis in parts)
-    spec = GroupSpec(name, GroupKind(kind), tuple(layers), DType(dtype), shapes, block_tokens, window)
+def _list(value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{type(value).__name__} where a list belongs")
+    return value
+
+
+def _scalars(value: object) -> list[Any]:
+    """A list that holds no lists and maps: nothing below it is deep, which an error message might print."""
+    if any(not isinstance(item, str | int | None) for item in _list(value)):
+        raise TypeError("something else where a list of numbers or names belongs")
+    return _list(value)
+
+
+def _group(value: object) -> GroupOffer:
+    *head, hashes = _list(value)
+    name, kind, layers, dtype, parts, block_tokens, window, start, stop = head
+    _scalars([name, kind, dtype, start, stop])
+    if type(block_tokens) is not int or type(window) is not int:
+        raise TypeError("block_tokens or window is no number")
+    shapes = []
+    for part_name, shape, axis in map(_list, _list(parts)):
+        _scalars([part_name, axis])
+        shapes.append(Part(part_name, tuple(_scalars(shape)), axis))
+    spec = GroupSpec(name, GroupKind(kind), tuple(_scalars(layers)), DType(dtype), tuple(shapes), block_tokens, window)
     if not isinstance(hashes, bytes) or len(hashes) % HASH_BYTES:
         raise ValueError(f"hashes of {HASH_BYTES} bytes each")
     digests = tuple(hashes[at : at + HASH_BYTES] for at in range(0, len(hashes), HASH_BYTES))
     return GroupOffer(spec, BlockRange(start, stop), digests)
 
 
-def pack_runs(grant: Grant) -> list[list[int]]:
-    """Per group a flat list: start, stop, start, stop, ..."""
-    return [[edge for run in runs for edge in (run.start, run.stop)] for runs in grant.runs]
+def _say(tag: ModelTag) -> str:
+    return f"{tag.name} revision {tag.revision or '-'} layout {tag.layout or '-'}"
+
+
+def model_misfit(manifest: Manifest, models: Sequence[ModelTag]) -> str | None:
+    """Why a manifest is not for a side that runs these models (none given: any); None where it is."""
+    model = manifest.model
+    if models and model not in models:
+        return f"this side runs {'; '.join(map(_say, models)):.900}, the offer is for {_say(model):.900}"
+    if model.layout and model.layout != layout_digest([group.spec for group in manifest.groups]):
+        return f"the manifest's groups do not have the layout {model.layout:.100} that its model tag names"
+    return None
+
+
+def pack_runs(grant: Grant) -> list[bytes]:
+    """Per group one byte string of runs."""
+    return [b"".join(struct.pack("<II", run.start, run.stop) for run in runs) for runs in grant.runs]
 
 
 def unpack_runs(value: list[Any]) -> tuple[tuple[BlockRange, ...], ...]:
     """ProtocolError if the peer's runs are none."""
     try:
         out = []
-        for flat in value:
-            if not isinstance(flat, list) or len(flat) % 2 or len(flat) > 2 * MAX_RUNS:
-                raise ValueError("runs come as pairs")
-            out.append(tuple(BlockRange(a, b) for a, b in zip(flat[::2], flat[1::2], strict=True)))
+        for packed in value:
+            if not isinstance(packed, bytes) or len(packed) % RUN_BYTES or len(packed) > MAX_RUNS * RUN_BYTES:
+                raise ValueError(f"a group's runs are at most {MAX_RUNS} times {RUN_BYTES} bytes")
+            out.append(tuple(BlockRange(start, stop) for start, stop in struct.iter_unpack("<II", packed)))
         return tuple(out)
-    except (KvwireError, ValueError, TypeError) as error:
+    except (KvwireError, ValueError) as error:
         raise ProtocolError(f"a grant that cannot be: {error}") from None
 
 

@@ -58,6 +58,8 @@ def classify(first: bytes) -> ConnectionKind:
     NotKvwire says what it looks like; VersionMismatch names both versions; ProtocolError where the flags ask for
     what this node does not do.
     """
+    if len(first) != PREAMBLE_BYTES:
+        raise NotKvwire(f"this is {_looks_like(first)}, not kvwire; {len(first)} bytes came, {first!r:.80}")
     magic, version, flags = _PREAMBLE.unpack(first)
     try:
         kind = ConnectionKind(magic)
@@ -95,7 +97,9 @@ def join_bytes(link_id: bytes, lane: int, incarnation: int, random: bytes, secre
 
 
 def parse_join(body: bytes) -> Join:
-    """The JOIN_BYTES after a lane's preamble."""
+    """The JOIN_BYTES after a lane's preamble. ProtocolError for another number of bytes."""
+    if len(body) != JOIN_BYTES:
+        raise ProtocolError(f"a lane's JOIN has {len(body)} bytes; expected {JOIN_BYTES}")
     return Join(*_JOIN.unpack(body))
 
 

@@ -6,15 +6,20 @@ with "t" for its type. Fields that are not declared are ignored, so that a later
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
 import msgpack
 
-from kvwire.errors import ProtocolError
+from kvwire.errors import ProtocolError, SpecError
+from kvwire.types import MAX_LAYERS
 
 LENGTH_BYTES = 4
+MAX_CONTAINERS = 4096
+"""Most lists and maps in a message. A manifest with every limit exhausted has about 2,300."""
+MAX_KEYS = 64
 U64 = (1 << 64) - 1
 U32 = (1 << 32) - 1
 
@@ -224,30 +229,58 @@ M = TypeVar("M", bound=Message)
 
 
 def encode(message: Message) -> bytes:
-    """A message as it goes over the wire, length prefix included."""
+    """A message as it goes over the wire, length prefix included. SpecError for what no peer would accept."""
+    for name, check in message.CHECKS.items():
+        if not check(getattr(message, name)):
+            raise SpecError(_says(message, name, getattr(message, name)))
     content = {"t": message.TYPE} | {field.name: getattr(message, field.name) for field in fields(message)}
     body: bytes = msgpack.packb(content)
     return len(body).to_bytes(LENGTH_BYTES, "little") + body
 
 
+def _says(shape: Message | type[Message], name: str, value: object) -> str:
+    return f"{shape.TYPE}: {name} is {reprlib.repr(value):.80}, which the protocol does not allow"
+
+
 def decode(body: bytes) -> Message:
-    """A message from its msgpack map. ProtocolError names the field and what it should have been."""
+    """A message from its msgpack map. ProtocolError names the field and what it should have been.
+
+    A peer chooses how much memory its bytes take here: msgpack sizes a list by its header, before the content is
+    there. So lists are short (whatever is long travels as bytes), and their number is bounded too.
+    """
+    count = 0
+
+    def counted(value: object) -> object:
+        nonlocal count
+        count += 1
+        if count > MAX_CONTAINERS:
+            raise ValueError(f"more than {MAX_CONTAINERS} lists and maps")
+        return value
+
     try:
-        content = msgpack.unpackb(body, raw=False, use_list=True, strict_map_key=True, max_ext_len=0)
-    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
-        raise ProtocolError(f"a control message is no msgpack value: {error!r:.200}") from None
+        content = msgpack.unpackb(
+            body,
+            strict_map_key=True,
+            max_array_len=MAX_LAYERS,
+            max_map_len=MAX_KEYS,
+            max_ext_len=0,
+            list_hook=counted,
+            object_hook=counted,
+        )
+    except (ValueError, RecursionError, msgpack.UnpackException) as error:
+        raise ProtocolError(f"a control message is no msgpack value: {type(error).__name__}: {error!s:.200}") from None
     if not isinstance(content, dict):
         raise ProtocolError(f"a control message is a {type(content).__name__}; expected a map")
     kind = content.get("t")
     shape = MESSAGES.get(kind) if isinstance(kind, str) else None
     if shape is None:
-        raise ProtocolError(f"a control message of unknown type {kind!r:.40}")
+        raise ProtocolError(f"a control message of unknown type {reprlib.repr(kind):.40}")
     values = {}
     for name, check in shape.CHECKS.items():
         if name not in content:
             raise ProtocolError(f"{shape.TYPE} without {name}")
         if not check(content[name]):
-            raise ProtocolError(f"{shape.TYPE}: {name} is {content[name]!r:.80}, which the protocol does not allow")
+            raise ProtocolError(_says(shape, name, content[name]))
         values[name] = content[name]
     return shape(**values)
 

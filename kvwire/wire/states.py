@@ -35,38 +35,43 @@ class Transfer(enum.Enum):
     OFFERED = "offered"
     ACTIVE = "active"
     DRAINING = "draining"
+    """This side gave it up; the peer's memory may not be quiet yet."""
+    QUIETING = "quieting"
+    """The peer gave it up; this side's memory may not be quiet yet."""
     OVER = "over"
 
 
-OUTGOING: dict[tuple[Transfer, str], Transfer] = {
-    (Transfer.OFFERED, "recv grant"): Transfer.ACTIVE,
-    (Transfer.OFFERED, "recv refuse"): Transfer.OVER,
-    (Transfer.OFFERED, "recv abort"): Transfer.OVER,
+_ENDING: dict[tuple[Transfer, str], Transfer] = {
     (Transfer.OFFERED, "abort"): Transfer.DRAINING,
     (Transfer.OFFERED, "time out"): Transfer.DRAINING,
-    (Transfer.ACTIVE, "recv abort"): Transfer.OVER,
+    (Transfer.OFFERED, "recv abort"): Transfer.QUIETING,
     (Transfer.ACTIVE, "abort"): Transfer.DRAINING,
     (Transfer.ACTIVE, "time out"): Transfer.DRAINING,
+    (Transfer.ACTIVE, "recv abort"): Transfer.QUIETING,
     (Transfer.ACTIVE, "done"): Transfer.OVER,
-    # A grant, a refusal or an abort of the peer's may have crossed ours.
+    # The data plane had committed when the control plane gave up.
+    (Transfer.DRAINING, "done"): Transfer.DRAINING,
+    (Transfer.DRAINING, "recv drained"): Transfer.OVER,
+    (Transfer.DRAINING, "time out"): Transfer.OVER,
+    # Both gave up at once: each still owes the other a DRAINED.
+    (Transfer.DRAINING, "recv abort"): Transfer.QUIETING,
+    (Transfer.QUIETING, "recv drained"): Transfer.QUIETING,
+    (Transfer.QUIETING, "done"): Transfer.QUIETING,
+    (Transfer.QUIETING, "drained"): Transfer.OVER,
+}
+"""How a transfer ends, on either side."""
+
+OUTGOING: dict[tuple[Transfer, str], Transfer] = _ENDING | {
+    (Transfer.OFFERED, "recv grant"): Transfer.ACTIVE,
+    (Transfer.OFFERED, "recv refuse"): Transfer.OVER,
+    # A grant or a refusal may have crossed our abort.
     (Transfer.DRAINING, "recv grant"): Transfer.DRAINING,
     (Transfer.DRAINING, "recv refuse"): Transfer.OVER,
-    (Transfer.DRAINING, "recv abort"): Transfer.OVER,
-    (Transfer.DRAINING, "recv drained"): Transfer.OVER,
 }
 """The side that offers."""
 
-INCOMING: dict[tuple[Transfer, str], Transfer] = {
+INCOMING: dict[tuple[Transfer, str], Transfer] = _ENDING | {
     (Transfer.OFFERED, "grant"): Transfer.ACTIVE,
     (Transfer.OFFERED, "refuse"): Transfer.OVER,
-    (Transfer.OFFERED, "recv abort"): Transfer.OVER,
-    (Transfer.OFFERED, "abort"): Transfer.DRAINING,
-    (Transfer.OFFERED, "time out"): Transfer.DRAINING,
-    (Transfer.ACTIVE, "recv abort"): Transfer.OVER,
-    (Transfer.ACTIVE, "abort"): Transfer.DRAINING,
-    (Transfer.ACTIVE, "time out"): Transfer.DRAINING,
-    (Transfer.ACTIVE, "done"): Transfer.OVER,
-    (Transfer.DRAINING, "recv abort"): Transfer.OVER,
-    (Transfer.DRAINING, "recv drained"): Transfer.OVER,
 }
 """The side that receives."""

@@ -7,6 +7,7 @@ from kvwire.errors import LimitExceeded, ProtocolError
 TICKET_VALID_S = 30.0
 MAX_TICKETS = 64
 """Tickets out at once."""
+SECRET_BYTES = 32
 
 
 class Tickets:
@@ -15,13 +16,14 @@ class Tickets:
     def __init__(self) -> None:
         self._out: dict[tuple[int, int], tuple[bytes, float]] = {}
         self._incarnation: list[int] = []  # the newest, by lane
+        self._taken: set[tuple[int, int]] = set()  # redeemed, and the lane not ended
         self._free: list[int] = []
 
     def issue(self, now: float, secret: bytes) -> tuple[int, int]:
         """A ticket for a free lane: (lane, incarnation). LimitExceeded with too many out."""
         for lane, incarnation in [key for key, (_, due) in self._out.items() if due < now]:
             del self._out[lane, incarnation]
-            self.free(lane)
+            self._free.append(lane)
         if len(self._out) >= MAX_TICKETS:
             raise LimitExceeded(f"{MAX_TICKETS} lane tickets are out already")
         if self._free:
@@ -39,11 +41,13 @@ class Tickets:
         if not secret:
             raise ProtocolError(f"no ticket is out for lane {lane}, incarnation {incarnation}")
         if now > due:
-            self.free(lane)
+            self._free.append(lane)
             raise ProtocolError(f"the ticket for lane {lane} has expired")
+        self._taken.add((lane, incarnation))
         return secret
 
-    def free(self, lane: int) -> None:
-        """The lane has ended; its number may be given out again."""
-        if lane < len(self._incarnation) and lane not in self._free:
+    def free(self, lane: int, incarnation: int) -> None:
+        """A lane that was opened with a ticket has ended; its number may be given out again."""
+        if (lane, incarnation) in self._taken:
+            self._taken.remove((lane, incarnation))
             self._free.append(lane)

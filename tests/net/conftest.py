@@ -1,18 +1,37 @@
-"""What a test opens it closes."""
+"""What a test opens it closes; tests of the API run on asyncio's own loop and on uvloop."""
 
+import asyncio
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import pytest
+import uvloop
 
 from tests.net.engines import open_things, until
 
 
+@pytest.fixture(scope="session")
+def uvloop_started() -> None:
+    """libuv makes a thread pool and two descriptors for its process when they are first needed, and keeps them."""
+
+    async def look_up() -> None:
+        await asyncio.get_running_loop().getaddrinfo("127.0.0.1", 0)
+
+    uvloop.run(look_up())
+
+
 @pytest.fixture
-def nothing_left() -> Iterator[None]:
+def nothing_left(uvloop_started: None) -> Iterator[None]:
     """No descriptor and no thread more at the end than at the start."""
     gc.collect()
     before = open_things()
     yield
     gc.collect()
     until(lambda: open_things() <= before, f"{open_things()} descriptors and threads to be {before} again", 2.0)
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.SelectorEventLoop}
+    if item.path.stem.startswith("test_api_"):
+        loops["uvloop"] = uvloop.new_event_loop
+    return loops

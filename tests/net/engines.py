@@ -98,7 +98,12 @@ def until(condition: Callable[[], object], what: str, patience_s: float = PATIEN
 def closures(link: EngineLink, count: int = 1) -> list[Closure]:
     """Wait for lanes to end."""
     ended: list[Closure] = []
-    until(lambda: ended.extend(link.take_closed()) or len(ended) >= count, f"{count} lanes to end")
+
+    def enough() -> bool:
+        ended.extend(link.take_closed())
+        return len(ended) >= count
+
+    until(enough, f"{count} lanes to end")
     return ended
 
 
@@ -114,8 +119,9 @@ class Pair:
 
     def add_lane(self, lane: int, incarnation: int = 0) -> None:
         out, inc = tcp_pair()
-        self.receiver.add_lane(inc.detach(), lane, incarnation)
-        self.sender.add_lane(out.detach(), lane, incarnation)
+        with out, inc:
+            self.receiver.add_lane(inc.detach(), lane, incarnation)
+            self.sender.add_lane(out.detach(), lane, incarnation)
 
     def transfer(
         self, source: Memory, target: Memory, *, id: int = 2, cell: int = CELL, attachment: bool = False

@@ -212,7 +212,8 @@ def test_lane_stats_count_every_byte() -> None:
         until(lambda: sum(s["acked_bytes"] for s in pair.sender.lane_stats()) == 1 << 20, "the last acknowledgement")
         sent, received = pair.sender.lane_stats(), pair.receiver.lane_stats()
         assert sorted((s["lane"], s["incarnation"]) for s in sent) == [(0, 0), (1, 0)]
-        assert sum(s["received_bytes"] for s in received) == (1 << 20) + 256 * 48
+        acknowledged = sum(s["received_bytes"] for s in received) - (1 << 20) - 256 * 48
+        assert acknowledged in range(0, 64 * 64, 64), "the receipt is acknowledged, too"
 
 
 def test_ready_outside_the_grant_or_twice() -> None:

@@ -56,7 +56,7 @@ def test_an_honest_peer_by_hand() -> None:
         assert inc.wait(PATIENCE_S) == "committed"
         assert inc.attachment == b"value"
         assert inc.completed() == [0, 2, 1]
-        assert [frame_type(frame) for frame in frames(peer, 2)] == [2, 3] or True
+        assert 3 in [frame_type(frame) for frame in frames(peer, 2)]
         peer.sendall(encode("data", 5, 2, 0, 0, b"x" * CELL))  # late and of an old transfer: dropped
         peer.sendall(ack(0, 0, 2, sequence=6))
         until(lambda: link.lane_stats()[0]["received_frames"] == 7, "the late frames")
@@ -208,11 +208,13 @@ def test_a_peer_that_never_reads() -> None:
     with raw_peer() as (link, _):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         out, _page = many_cells(link)
-        sent = [0, -1]
-        until(
-            lambda: sent.append(link.lane_stats()[0]["sent_bytes"]) or 0 < sent[-1] == sent[-20 % len(sent)], "a stop"
-        )
-        assert sent[-1] < 64 << 20
+        stalled = 0
+        sent = -1
+        while stalled < 20:
+            time.sleep(0.01)
+            before_it, sent = sent, link.lane_stats()[0]["sent_bytes"]
+            stalled = stalled + 1 if sent == before_it else 0
+        assert 0 < sent < 64 << 20
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 16 << 10
         started = time.monotonic()
         assert out.abort() == "aborted"

@@ -9,9 +9,11 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
+from kvwire._ext.transfers import InTransfer
 from kvwire.errors import Closed
 from tests.net.engines import CELL, PATIENCE_S, Memory, Pair, all_ready, closures, commit, tcp_pair, until
 
@@ -22,6 +24,10 @@ SHAPES = [(16, 1 << 18)] * 2  # 8 MiB
 
 def memories(shapes: list[tuple[int, int]] = SHAPES) -> tuple[Memory, Memory]:
     return Memory(shapes, filled=True), Memory(shapes, seed=2)
+
+
+def landed(inc: InTransfer, more_than: int) -> bool:
+    return inc.cells[0] > more_than
 
 
 def check(source: Memory, target: Memory) -> None:
@@ -35,7 +41,7 @@ def test_a_lane_is_closed_in_mid_transfer(receiving_side: bool) -> None:
     with Pair(4) as pair:
         out, inc = pair.transfer(source, target)
         all_ready(out, source)
-        until(lambda: inc.cells[0], "the first cell")
+        until(partial(landed, inc, 0), "the first cell")
         (pair.receiver if receiving_side else pair.sender).close_lane(2)
         commit(out, inc)
         assert [lane for lane, *_ in closures(pair.sender)] == [2]
@@ -71,7 +77,7 @@ def test_a_connection_is_shut_by_somebody_else() -> None:
             pair.receiver.add_lane(theirs.detach(), 2, 0)
             out, inc = pair.transfer(source, target)
             all_ready(out, source)
-            until(lambda: inc.cells[0], "the first cell")
+            until(partial(landed, inc, 0), "the first cell")
             ours_too.shutdown(socket.SHUT_RDWR)
             commit(out, inc)
             assert [closure[0] for closure in closures(pair.sender) + closures(pair.receiver)] == [2, 2]
@@ -89,7 +95,7 @@ def test_all_lanes_are_lost_and_a_new_one_comes(lanes: int) -> None:
     with Pair(lanes) as pair:
         out, inc = pair.transfer(source, target, attachment=True)
         out.ready(0, 0, 16)
-        until(lambda: inc.cells[0], "the first cell")
+        until(partial(landed, inc, 0), "the first cell")
         for lane in range(lanes):
             pair.sender.close_lane(lane)
         assert len(closures(pair.sender, lanes)) == len(closures(pair.receiver, lanes)) == lanes
@@ -149,7 +155,7 @@ def test_abort_on_the_sender_frees_its_pages() -> None:
             out.ready(0, 0, 16)
             out.ready(1, 0, 15)
             if id % 4:
-                until(lambda inc=inc: inc.cells[0] > id * 20, "some cells")
+                until(partial(landed, inc, id * 20), "some cells")
             assert out.abort() == "aborted"
             for array, index in zip(source.arrays, source.indexes, strict=True):
                 array[index] = ~array[index]
@@ -173,7 +179,7 @@ def test_abort_on_the_receiver_ends_all_writing() -> None:
         for id in range(0, 20, 2):
             out, inc = pair.transfer(source, target, id=id)
             all_ready(out, source)
-            until(lambda inc=inc: inc.cells[0] > id * 20, "some cells")
+            until(partial(landed, inc, id * 20), "some cells")
             state = inc.abort()
             for array in target.arrays:
                 array[:] = 0xA5
@@ -197,12 +203,12 @@ def test_close_with_everything_in_flight(close: str) -> None:
         out, inc = pair.transfer(source, target, id=id)
         out.ready(0, 0, 3)
         moving.append((out, inc))
-    until(lambda: moving[0][1].cells[0], "the first cell")
+    until(partial(landed, moving[0][1], 0), "the first cell")
     ends: list[str] = []
     waiter = threading.Thread(target=lambda: ends.append(moving[0][0].wait(PATIENCE_S)))
     waiter.start()
     started = time.monotonic()
-    {"sender": pair.sender, "receiver": pair.receiver, "engine": pair.engines[0]}[close].close()
+    {"sender": pair.sender.close, "receiver": pair.receiver.close, "engine": pair.engines[0].close}[close]()
     assert time.monotonic() - started < 1
     if close == "sender":
         assert {out.state for out, _ in moving} == {"lost"}
@@ -235,9 +241,8 @@ def test_handles_that_are_dropped_without_close() -> None:
         out, inc = pair.transfer(source, target)
         all_ready(out, source)
         if i % 2:
-            until(lambda inc=inc: inc.cells[0], "the first cell")
-        del pair.memory, source, target
-        del out, inc, pair
+            until(partial(landed, inc, 0), "the first cell")
+        del out, inc, pair, source, target
 
 
 class Holder:
@@ -280,7 +285,6 @@ def test_fork() -> None:
         out, inc = pair.transfer(source, target)
 
         def use() -> None:
-            nonlocal out, inc, pair
             for call in (
                 lambda: out.ready(1, 15, 1),
                 lambda: out.attach(b""),
@@ -290,6 +294,9 @@ def test_fork() -> None:
             ):
                 with pytest.raises(Closed, match="parent"):
                     call()
+
+        def drop() -> None:
+            nonlocal out, inc, pair
             del out, inc, pair
             gc.collect()
 
@@ -298,7 +305,7 @@ def test_fork() -> None:
 
         for block in range(16):
             out.ready(0, block, 1)
-            assert in_child(close if block % 2 else use) == 0
+            assert in_child((use, drop, close)[block % 3]) == 0
         out.ready(1, 0, 16)
         commit(out, inc)
         assert pair.sender.take_closed() == pair.receiver.take_closed() == []

@@ -1,0 +1,94 @@
+"""The transfers that one side of a session has under way in one direction: entries that move along a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kvwire.errors import Closed, ProtocolError
+from kvwire.types import Manifest
+from kvwire.wire.states import Transfer
+
+DRAIN_S = 30.0
+"""Longest wait for DRAINED. A peer that owes it still is forgotten: nothing on this side depends on the answer."""
+
+Rows = Mapping[tuple[Transfer, str], Transfer]
+
+
+@dataclass(slots=True)
+class Entry:
+    """One transfer. `due`: when its present state has taken too long."""
+
+    manifest: Manifest
+    state: Transfer
+    due: float
+    deadline_s: float
+
+
+class Transfers:
+    """A table of transfers by id. Ids of one direction rise strictly; `newest` is the last one used."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.newest = 0
+        self._rows = rows
+        self._entries: dict[int, Entry] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, transfer: int) -> Entry | None:
+        """The entry, unless the transfer is over or never was."""
+        return self._entries.get(transfer)
+
+    def alive(self) -> list[Entry]:
+        """Those that nobody has given up."""
+        return [entry for entry in self._entries.values() if entry.state in (Transfer.OFFERED, Transfer.ACTIVE)]
+
+    def add(self, transfer: int, manifest: Manifest, due: float, deadline_s: float) -> None:
+        """A new offer."""
+        self.newest = transfer
+        self._entries[transfer] = Entry(manifest, Transfer.OFFERED, due, deadline_s)
+
+    def clear(self) -> None:
+        """The session is over, and every transfer with it."""
+        self._entries.clear()
+
+    def may(self, transfer: int, what: str) -> bool:
+        """Whether this can happen to the transfer now."""
+        entry = self._entries.get(transfer)
+        return entry is not None and (entry.state, what) in self._rows
+
+    def step(self, now: float, transfer: int, what: str) -> Entry:
+        """Move a transfer along its row. Closed where this side may not."""
+        entry = self._entries.get(transfer)
+        if entry is None or (entry.state, what) not in self._rows:
+            raise Closed(f"transfer {transfer} is {entry.state.value if entry else 'over'}: no {what} now")
+        state = self._rows[entry.state, what]
+        if state is Transfer.OVER:
+            del self._entries[transfer]
+        elif state is not entry.state:
+            waits = {Transfer.ACTIVE: entry.deadline_s, Transfer.DRAINING: DRAIN_S}
+            entry.due = now + waits.get(state, math.inf)  # QUIETING ends when this side says so
+        entry.state = state
+        return entry
+
+    def peer_step(self, now: float, transfer: int, what: str) -> Entry | None:
+        """As `step` for a message; None where the transfer is over, ProtocolError where it never was."""
+        entry = self._entries.get(transfer)
+        if entry is None:
+            if transfer > self.newest:
+                raise ProtocolError(f"{what}: transfer {transfer} was never offered")
+            return None
+        if (entry.state, what) not in self._rows:
+            raise ProtocolError(f"transfer {transfer} is {entry.state.value}: {what} is not allowed then")
+        return self.step(now, transfer, what)
+
+    def next_due(self) -> float:
+        """When `expire` has something to do; infinity for never."""
+        return min((entry.due for entry in self._entries.values()), default=math.inf)
+
+    def expire(self, now: float) -> list[tuple[int, Transfer, Entry]]:
+        """Time out what is due: (id, state it was in, entry). Whoever was still alive must now be drained."""
+        late = [(transfer, entry.state) for transfer, entry in self._entries.items() if now >= entry.due]
+        return [(transfer, state, self.step(now, transfer, "time out")) for transfer, state in late]

@@ -11,8 +11,8 @@ import contextlib
 import secrets
 import socket
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Coroutine, Mapping
+from typing import TYPE_CHECKING, Any
 
 from kvwire import sockets, wire
 from kvwire._ext.lanes import FAULTS, EngineLink
@@ -58,6 +58,7 @@ class Link:
         self._timer: asyncio.TimerHandle | None = None
         self._faults = 0
         self._redials = 0
+        self._tickets_due = node.config.lanes
         self._error: KvwireError | None = None
         self._greeted: asyncio.Future[None] = self.loop.create_future()
         self._closed: asyncio.Future[None] = self.loop.create_future()
@@ -240,13 +241,14 @@ class Link:
         """Ask the acceptor for a ticket to replace a lane, after a pause that grows with each failure."""
         if self.closed or self._dialled is None:
             return
-        pause = min(REDIAL_FIRST_S * 2**self._redials, REDIAL_LONGEST_S)
+        pause = min(REDIAL_FIRST_S * 2 ** min(self._redials, 10), REDIAL_LONGEST_S)
         self._redials += 1
         self.loop.call_later(pause, self._request_lane)
 
     def _request_lane(self) -> None:
         if not self.closed and self.lanes < self._node.config.lanes:
             self._session.request_lanes(time.monotonic(), 1)
+            self._tickets_due += 1
             self._pump()
 
     def _engine_changed(self) -> None:
@@ -271,8 +273,8 @@ class Link:
         self._spawn(self._write())
         self._pump()
 
-    def _spawn(self, coroutine: object) -> None:
-        task: asyncio.Task[None] = self.loop.create_task(coroutine)  # type: ignore[arg-type]
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = self.loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._task_over)
 
@@ -285,13 +287,11 @@ class Link:
         try:
             while not self.closed:
                 data = await self.loop.sock_recv(self._sock, RECEIVE_BYTES)
-                if not data:
-                    self._session.eof(time.monotonic())
-                else:
+                if data:
                     self._session.receive_data(time.monotonic(), data)
+                else:
+                    self._session.eof(time.monotonic())
                 self._pump()
-                if not data:
-                    self._lose(LinkLost(f"{self.peer} closed the control connection"))
         except OSError as error:
             self._lose(LinkLost(f"control connection to {self.peer}: {error.strerror or error}"))
 
@@ -340,7 +340,9 @@ class Link:
                 if self._dialled is None:
                     self._issue_tickets(event.peer.lanes)
             case wire.Ticket():
-                self._spawn(self._dial_lane(event))
+                if self._tickets_due:  # one that was not asked for would only make this side dial
+                    self._tickets_due -= 1
+                    self._spawn(self._dial_lane(event))
             case wire.LanesWanted():
                 self._issue_tickets(event.count)
             case wire.Offered():

@@ -145,7 +145,7 @@ def _connect_error(host: str, port: int, error: OSError) -> Exception:
         return ConnectTimeout(f"{host} port {port} did not answer")
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return LocalError(f"no descriptor for a connection to {host}", hint="raise the limit on open files (ulimit -n)")
-    return NetworkError(f"cannot connect to {host} port {port}: {error.strerror or error}")
+    return NetworkError(f"cannot connect to {host} port {port}: {os.strerror(error.errno or 0)}")
 
 
 async def listen(host: str, port: int, config: Config) -> socket.socket:

@@ -76,12 +76,16 @@ class Transfer:
         return "aborted" if self._error else "offered"
 
     def _release(self) -> None:
+        """Give the memory back. The transfer is over, but a worker may still be copying a cell that was sent twice."""
+        if self._handle is not None:
+            self._handle.abort()
         for lease in self._leases:
             lease.release()
 
     def _engine_changed(self) -> None:
         """The engine says that something about this transfer is different. Runs on the loop."""
-        if self._handle is not None and self._handle.state != "active":
+        # "aborted" comes from `_fail` or `abort_nowait`, which see to the rest (the peer has to be told) themselves.
+        if self._handle is not None and self._handle.state in ("committed", "lost"):
             self._finish()
 
     def _finish(self) -> None:
@@ -96,8 +100,6 @@ class Transfer:
             return
         if self._error is None:
             self._error = error
-        if self._handle is not None:
-            self._handle.abort()
         self._finish()
 
     def _outcome(self, state: State | str) -> Receipt:
@@ -144,8 +146,6 @@ class Transfer:
         """As `abort`, from any thread. Waits for local copies under way (microseconds), never for the peer."""
         if self._error is None and self.state in ("active", "offered"):
             self._error = Closed(f"transfer {self.transfer_id} was aborted here" + (f": {reason}" if reason else ""))
-        if self._handle is not None:
-            self._handle.abort()
         self._release()
         if threading.get_ident() == self._loop_thread:
             self._abort_on_loop(reason)

@@ -24,7 +24,7 @@ _REASONS = {
     LANE_UNKNOWN_TRANSFER: "a cell of a transfer that was never granted",
     LANE_OUTSIDE_GRANT: "a cell outside the grant",
     LANE_BAD_ACK: "an acknowledgement of frames that were never sent",
-    LANE_BAD_RECEIPT: "a receipt for cells that were never sent",
+    LANE_BAD_RECEIPT: "a receipt for cells that were not ready",
     LANE_REQUESTED: "closed by this side",
     LANE_NO_MEMORY: "out of memory",
 }
@@ -54,8 +54,8 @@ cdef class EngineLink:
         cdef lane_t *l
         cdef worker_t *w
         try:
-            self.check()
             os.set_blocking(fd, False)
+            self.check()                   # no Python from here to the inbox: the engine cannot close in between
         except BaseException:
             close(fd)
             raise
@@ -138,17 +138,27 @@ cdef class EngineLink:
         return out
 
     def lane_stats(self):
+        cdef lane_t *copies
         cdef lane_t *l
-        out = []
-        l = self.c.lanes                   # only Python adds and removes lanes, under the GIL
+        cdef int n = 0, i
+        pthread_mutex_lock(&self.c.lock)
+        copies = <lane_t *>malloc((self.c.lanes_open + 1) * sizeof(lane_t))
+        l = self.c.lanes if copies != NULL else NULL
         while l != NULL:
             if not l.retired:
-                out.append({
-                    "lane": l.id, "incarnation": l.incarnation, "sent_bytes": l.tx_bytes,
-                    "received_bytes": l.rx_bytes, "sent_frames": l.tx_frames, "received_frames": l.rx_frames,
-                    "acked_bytes": l.acked_bytes, "rate_Bps": l.rate_Bps,
-                })
+                copies[n] = l[0]
+                n += 1
             l = l.next_in_link
+        pthread_mutex_unlock(&self.c.lock)
+        out = []
+        for i in range(n):
+            l = &copies[i]
+            out.append({
+                "lane": l.id, "incarnation": l.incarnation, "sent_bytes": l.tx_bytes,
+                "received_bytes": l.rx_bytes, "sent_frames": l.tx_frames, "received_frames": l.rx_frames,
+                "acked_bytes": l.acked_bytes, "rate_Bps": l.rate_Bps,
+            })
+        free(copies)
         return out
 
     @property

@@ -6,6 +6,9 @@ from cpython.bytes cimport PyBytes_FromStringAndSize, PyBytes_AS_STRING
 
 from kvwire.errors import SpecError
 
+cdef extern from "place_impl.h" nogil:
+    void kvwire_place(char *dst, const char *src, size_t n)
+
 
 cdef void segment_scatter(const segment_t *s, long long off, long long length, const char *src) noexcept nogil:
     """Copy `length` bytes from `src` to byte `off` onwards. The range must lie inside the segment."""
@@ -13,7 +16,7 @@ cdef void segment_scatter(const segment_t *s, long long off, long long length, c
     cdef long long n
     while length > 0:
         n = min(segment_piece(s, off, &addr), length)
-        memcpy(addr, src, <size_t>n)
+        kvwire_place(addr, src, <size_t>n)
         src += n
         off += n
         length -= n

@@ -50,7 +50,7 @@ def demo() -> int:
             bulk = pair.run(AT_ONCE)
 
             def landed(count: int, segments: int = segments, name: str = name) -> None:
-                progress.say(f"{name}: {count} of {segments} layers' groups", count / segments)
+                progress.say(f"{name}: {count} of {segments} segments have landed", count / segments)
 
             streamed = pair.move(name, PREFILL_S, landed=landed)
             wrong += [f"{name}: {sentence}" for sentence in bulk.damage + streamed.damage]

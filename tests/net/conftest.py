@@ -1,4 +1,4 @@
-"""What a test opens it closes; tests of the API run on asyncio's own loop and on uvloop."""
+"""What a test opens it closes; the API's main tests run on asyncio's own loop and on uvloop."""
 
 import asyncio
 import gc
@@ -8,6 +8,8 @@ import pytest
 import uvloop
 
 from tests.net.engines import open_things, until
+
+ON_BOTH_LOOPS = ("test_api_transfer", "test_api_threads", "test_api_ends", "test_api_lost", "test_api_strangers")
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +34,6 @@ def nothing_left(uvloop_started: None) -> Iterator[None]:
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.SelectorEventLoop}
-    if item.path.stem.startswith("test_api_"):
+    if item.path.stem in ON_BOTH_LOOPS:
         loops["uvloop"] = uvloop.new_event_loop
     return loops

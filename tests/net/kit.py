@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence, Sized
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -124,8 +124,10 @@ class Pair:
         for node in (self.server, self.client):
             found["watched"] = found.get("watched", 0) + len(node._watched) - len(node._links)
             for link in node.links:
-                tables = link._outgoing, link._incoming, link._offers, link._session._outgoing, link._session._incoming
-                found["in tables"] = found.get("in tables", 0) + sum(map(len, tables))
+                session = link._session
+                tables: tuple[Sized, ...] = (link._outgoing, link._incoming, link._offers)
+                tables += (session._outgoing, session._incoming)
+                found["in tables"] = found.get("in tables", 0) + sum(len(table) for table in tables)
                 found["queued"] = found.get("queued", 0) + link.engine_link.queued_runs
         return found
 

@@ -93,7 +93,7 @@ async def test_an_offer_whose_source_does_not_fit() -> None:
             ({"klass": 3}, "klass is 3; expected 0"),
         ):
             with pytest.raises(SpecError, match=says):
-                await pair.link.offer(offer, caches.at(), **more)  # type: ignore[arg-type]
+                await pair.link.offer(offer, caches.at(), **more)
         await kit.still_works(pair)
 
 
@@ -282,7 +282,7 @@ async def test_blocks_that_are_no_numbers() -> None:
             with pytest.raises(ReadyError, match=r"full.*expected"):
                 out.ready("full", 0, blocks)  # type: ignore[arg-type]
         out.ready("full", 0, np.arange(13))
-        out.ready("full", 1, [np.int32(n) for n in range(13)])
+        out.ready("full", 1, list(np.arange(13, dtype=np.int32)))
         await incoming.committed()
 
 

@@ -142,7 +142,7 @@ def test_a_receipt_before_everything_was_ready(attachment: bool) -> None:
         out = OutTransfer(link, 2, source.segments, CELL, attachment)
         out.ready(0, 0, 2 if attachment else 1)
         peer.sendall(encode("receipt", 0, 2))
-        assert closures(link)[0][3] == "a receipt for cells that were never sent"
+        assert closures(link)[0][3] == "a receipt for cells that were not ready"
         assert out.state == "active"
 
 

@@ -1,0 +1,38 @@
+"""A peer in a process of its own, to be stopped or killed: grants every offer it gets, or makes one.
+
+`python -m tests.net.peer_process receive` serves and prints its port; `... send PORT` dials and offers. Either says
+what it has done in a line each, and then waits to be ended.
+"""
+
+import asyncio
+import sys
+
+from kvwire import Config, Node
+from tests.net import kit
+
+
+async def receive() -> None:
+    node = await Node.serve("127.0.0.1", 0, Config(lanes=2))
+    print(node.port, flush=True)
+    held = []
+    while True:
+        incoming = await node.accept()
+        target = kit.Caches(incoming.manifest)
+        await incoming.grant(target.at())
+        held.append((incoming, target))
+        print("granted", flush=True)
+
+
+async def send(port: int) -> None:
+    node = await Node.start(Config(lanes=2))
+    link = await node.connect("127.0.0.1", port)
+    offer = kit.manifest("from another process")
+    source = kit.Caches(offer, filled=True)
+    out = await link.offer(offer, source.at())
+    out.ready("full", 0)
+    print("half is ready", flush=True)
+    await out.committed()
+
+
+if __name__ == "__main__":
+    asyncio.run(receive() if sys.argv[1] == "receive" else send(int(sys.argv[2])))

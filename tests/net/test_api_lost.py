@@ -1,0 +1,173 @@
+"""Lanes that are lost are replaced and lose nothing; a lost link ends its transfers, soon and by name."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+
+import pytest
+
+from kvwire import CommitUnknown, Config, DType, GroupKind, GroupSpec, LinkLost, Node
+from tests.net import kit
+from tests.net.kit import Caches, granted, joined, manifest, same
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+BIG = GroupSpec.state("big", GroupKind.RECURRENT, range(4), DType.UINT8, (4 << 20,))
+
+
+# --- lanes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", ["dialler", "acceptor"])
+async def test_a_lane_lost_in_the_middle(side: str) -> None:
+    offer = manifest("lanes", (BIG,))
+    source, target = Caches(offer, filled=True), Caches(offer, seed=2)
+    async with joined(client=Config(lanes=3)) as pair:
+        link = pair.link if side == "dialler" else pair.back
+        await kit.eventually(lambda: link.lanes == 3, "three lanes")
+        out, incoming = await granted(pair.link, pair.server, offer, source, target)
+        for layer in range(4):
+            out.ready("big", layer)
+            link.engine_link.close_lane(link.lane_stats()[0]["lane"])
+            await incoming.wait_layer("big", layer)
+            await kit.eventually(lambda: link.lanes == 3, "the lane to come back")
+        await out.committed()
+        await incoming.committed()
+        same(source, target)
+        await kit.still_works(pair)
+        assert all(stats["incarnation"] >= 1 for stats in link.lane_stats())
+
+
+async def test_all_lanes_lost_at_once() -> None:
+    offer = manifest("lanes", (BIG,))
+    source, target = Caches(offer, filled=True), Caches(offer, seed=2)
+    async with joined(client=Config(lanes=2)) as pair:
+        out, incoming = await granted(pair.link, pair.server, offer, source, target)
+        kit.ready_all(out)
+        for stats in pair.link.lane_stats():
+            pair.link.engine_link.close_lane(stats["lane"])
+        await out.committed()
+        await incoming.committed()
+        same(source, target)
+        await kit.eventually(lambda: pair.link.lanes == 2, "both lanes to come back")
+        await kit.still_works(pair)
+
+
+async def test_while_no_lane_is_up_a_transfer_waits() -> None:
+    offer = manifest()
+    source, target = Caches(offer, filled=True), Caches(offer)
+    async with joined(client=Config(lanes=1)) as pair:
+        out, incoming = await granted(pair.link, pair.server, offer, source, target)
+        (lane,) = (stats["lane"] for stats in pair.link.lane_stats())
+        pair.link.engine_link.close_lane(lane)
+        kit.ready_all(out)
+        await out.committed()
+        await incoming.committed()
+        same(source, target)
+
+
+# --- links ----------------------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def another_process(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    command = (sys.executable, "-m", "tests.net.peer_process", *arguments)
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.communicate()
+
+
+async def line(process: asyncio.subprocess.Process) -> str:
+    assert process.stdout is not None
+    return (await process.stdout.readline()).decode().strip()
+
+
+@pytest.mark.parametrize("done", ["nothing", "half", "all"])
+async def test_the_receiver_s_process_is_killed(done: str) -> None:
+    offer = manifest("killed")
+    source = Caches(offer, filled=True)
+    async with another_process("receive") as process, await Node.start(Config(lanes=2)) as node:
+        link = await node.connect("127.0.0.1", int(await line(process)))
+        out = await link.offer(offer, source.at())
+        assert await line(process) == "granted"
+        process.send_signal(signal.SIGSTOP)  # so that no receipt comes before it dies
+        if done != "nothing":
+            out.ready("full", 0)
+        if done == "all":
+            out.ready("full", 1)
+        waiting = asyncio.create_task(asyncio.to_thread(out.wait_committed, kit.PATIENCE_S))
+        pending = asyncio.create_task(link.offer(manifest("pending"), source.at()))
+        await asyncio.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        async with asyncio.timeout(kit.PATIENCE_S):
+            with pytest.raises(LinkLost) as caught:
+                await out.committed()
+            with pytest.raises(LinkLost) as blocked:
+                await waiting
+            with pytest.raises(LinkLost):
+                await pending
+        assert (type(caught.value) is CommitUnknown) is (done == "all")
+        assert (type(blocked.value) is CommitUnknown) is (done == "all")
+        assert ("the receiver may have all of it" in str(caught.value)) is (done == "all")
+        assert caught.value.retriable
+        source.check_free()
+        assert not node.links
+
+
+async def test_the_sender_s_process_is_killed() -> None:
+    async with await Node.serve("127.0.0.1", 0, Config(lanes=2)) as node:
+        async with another_process("send", str(node.port)) as process:
+            incoming = await node.accept()
+            target = Caches(incoming.manifest)
+            await incoming.grant(target.at())
+            assert await line(process) == "half is ready"
+            await incoming.wait_layer("full", 0)
+            process.send_signal(signal.SIGKILL)
+            async with asyncio.timeout(kit.PATIENCE_S):
+                with pytest.raises(LinkLost, match="127.0.0.1 port"):
+                    await incoming.committed()
+                with pytest.raises(LinkLost):
+                    await incoming.wait_layer("full", 1)
+        target.check_free()
+        assert not node.links
+        async with await Node.start(Config(lanes=1)) as other, await other.connect("127.0.0.1", node.port) as link:
+            await kit.move(link, node, "from another peer")
+
+
+async def test_a_peer_that_stands_still_is_given_up() -> None:
+    """Its kernel answers, its process does not: three pings without a pong."""
+    async with another_process("receive") as process:
+        port = int(await line(process))
+        async with await Node.start(Config(lanes=1, ping_interval_s=0.05)) as node:
+            link = await node.connect("127.0.0.1", port)
+            offer = manifest("silent")
+            out = await link.offer(offer, Caches(offer).at())
+            await asyncio.sleep(0.3)  # a living peer answers
+            assert not link.closed
+            process.send_signal(signal.SIGSTOP)
+            async with asyncio.timeout(kit.PATIENCE_S):
+                with pytest.raises(LinkLost, match="the peer has been silent for"):
+                    await out.committed()
+
+
+async def test_the_control_connection_is_cut() -> None:
+    """Its lanes may be well: without the session there is no link."""
+    offer = manifest()
+    source, target = Caches(offer, filled=True), Caches(offer)
+    async with joined() as pair:
+        out, incoming = await granted(pair.link, pair.server, offer, source, target)
+        out.ready("full", 0)
+        pair.link._sock.shutdown(socket.SHUT_RDWR)
+        for half in (out, incoming):
+            with pytest.raises(LinkLost, match="control connection"):
+                await half.committed()
+        source.check_free()
+        target.check_free()
+        await kit.eventually(lambda: not pair.server.links and not pair.client.links, "the link to go")

@@ -366,7 +366,7 @@ class Link:
                 pass  # DRAINED and LANE_CLOSED tell nothing that the engine does not know by itself
 
     def _issue_tickets(self, count: int) -> None:
-        with contextlib.suppress(LimitExceeded):  # a peer that uses none of its tickets gets no more
+        with contextlib.suppress(LimitExceeded, Closed):  # a peer that uses none of its tickets gets no more
             for _ in range(min(count, MOST_LANES - self.lanes)):
                 self._session.issue_ticket(time.monotonic(), secrets.token_bytes(32))
 

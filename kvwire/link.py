@@ -171,7 +171,8 @@ class Link:
         try:
             outgoing = Outgoing(self, transfer, manifest, source, grant, klass)
         except KvwireError as error:
-            self._session.abort(time.monotonic(), transfer, "failed", str(error))
+            with contextlib.suppress(Closed):  # the peer may have said good-bye in the same breath
+                self._session.abort(time.monotonic(), transfer, "failed", str(error))
             if not future.done():
                 future.set_exception(error)
             return
@@ -199,8 +200,9 @@ class Link:
 
     def _send_abort(self, transfer: Transfer, reason: str) -> None:
         if not self.closed and self._forget(transfer):
-            self._session.abort(time.monotonic(), transfer.transfer_id, "aborted", reason)
-            self._pump()
+            with contextlib.suppress(Closed):
+                self._session.abort(time.monotonic(), transfer.transfer_id, "aborted", reason)
+                self._pump()
 
     def _forget(self, transfer: Transfer) -> bool:
         gone = self._outgoing.pop(transfer.transfer_id, None) or self._incoming.pop(transfer.transfer_id, None)

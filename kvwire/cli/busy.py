@@ -16,9 +16,9 @@ from kvwire.cli.peer import Mark, Peer, Process
 
 FREE_S = 0.2
 """How long the loops run without a transfer, to learn their own rate."""
-TAIL_PREFILL_S = 0.25
+TAIL_PREFILL_S = 1.0
 TAIL_RUNS = 3
-"""Paced transfers per state and round, for the tail."""
+"""Paced transfers per state and round, for the tail; about 4 Gbit/s, what a prefill instance makes."""
 
 
 def loop_rate(run: Run, free: list[float]) -> float:

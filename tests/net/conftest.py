@@ -25,11 +25,15 @@ def uvloop_started() -> None:
 @pytest.fixture
 def nothing_left(uvloop_started: None) -> Iterator[None]:
     """No descriptor and no thread more at the end than at the start."""
-    gc.collect()
     before = open_things()
     yield
-    gc.collect()
-    until(lambda: open_things() <= before, f"{open_things()} descriptors and threads to be {before} again", 2.0)
+
+    def nothing_more() -> bool:
+        return all(now <= then for now, then in zip(open_things(), before, strict=True))
+
+    if not nothing_more():
+        gc.collect()
+        until(nothing_more, f"{open_things()} descriptors and threads to be {before} again", 2.0)
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:

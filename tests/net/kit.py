@@ -1,7 +1,6 @@
 """Two nodes joined over loopback, caches to move between them, and what must be left when they close."""
 
 import asyncio
-import gc
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence, Sized
 from contextlib import asynccontextmanager
@@ -206,4 +205,3 @@ async def still_works(pair: Pair) -> None:
     await move(pair.link, pair.server, "further")
     await move(pair.back, pair.client, "and back")
     await pair.settled()
-    gc.collect()

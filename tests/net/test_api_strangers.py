@@ -186,6 +186,18 @@ async def test_a_peer_that_offers_and_goes() -> None:
         await kit.still_works(pair)  # accept skips the offer that nobody waits for any more
 
 
+async def test_a_peer_that_says_hello_and_good_bye_in_one_breath() -> None:
+    async with joined() as pair:
+        peer = session("dialler")
+        hello = peer.data_to_send()
+        peer.close(time.monotonic(), "changed my mind")
+        async with stranger(pair.server) as (reader, writer):
+            writer.write(PREAMBLE + hello + peer.data_to_send())
+            assert (await hung_up(reader)).startswith(PREAMBLE)
+        await kit.eventually(lambda: len(pair.server.links) == 1, "its link to go")
+        await kit.still_works(pair)
+
+
 async def test_a_peer_that_asks_for_lanes_and_opens_none() -> None:
     async with joined() as pair, raw_dialler(pair.server) as (peer, _, writer):
         for _ in range(4):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
-from kvwire import LimitExceeded, NotKvwire, ProtocolError, VersionMismatch
-from kvwire.types import BlockRange, Grant, SpecError
+
+from kvwire import NotKvwire, ProtocolError, SpecError, VersionMismatch
+from kvwire.types import BlockRange, Grant
 from kvwire.wire import (
     JOIN_BYTES,
     PREAMBLE_BYTES,
@@ -21,8 +22,6 @@ from kvwire.wire import (
 )
 from kvwire.wire.manifest import pack_manifest, pack_runs, unpack_manifest, unpack_runs
 from kvwire.wire.preamble import preamble
-from kvwire.wire.tickets import MAX_TICKETS, TICKET_VALID_S, Tickets
-
 from tests.unit.wire_pair import frame, make_manifest
 
 MANIFEST = make_manifest()
@@ -40,6 +39,8 @@ EXAMPLES: list[schema.Message] = [
     schema.Pong((1 << 64) - 1),
     schema.Goodbye("closed", ""),
 ]
+WRONG: list[object] = [None, True, {}, math.nan, -1, "x" * 5000, b"x" * 17]
+WRONG_PARTS: list[object] = [None, -1, 1.5, "", b"x", [], [[]], {}, True, 1 << 63, "\ud800"]
 
 
 def test_examples_are_complete() -> None:
@@ -106,7 +107,7 @@ def test_every_field_is_needed_and_checked(message: schema.Message) -> None:
     for name in message.CHECKS:
         with pytest.raises(ProtocolError, match=f"without {name}"):
             schema.decode(frame({k: v for k, v in content.items() if k != name})[4:])
-        for wrong in (None, True, {}, math.nan, -1, "x" * 5000, b"x" * 17):
+        for wrong in WRONG:
             with pytest.raises(ProtocolError, match=name):
                 schema.decode(frame(content | {name: wrong})[4:])
 
@@ -161,7 +162,7 @@ def test_manifest_cut_and_grown() -> None:
     with pytest.raises(ProtocolError):
         unpack_manifest([*packed, 1])
     for index in range(len(packed[5][0])):
-        for wrong in (None, -1, 1.5, "", b"x", [], [[]], {}, True, 1 << 63, "\ud800"):
+        for wrong in WRONG_PARTS:
             group = list(packed[5][0])
             if group[index] == wrong:
                 continue
@@ -249,52 +250,3 @@ def test_join() -> None:
         flipped[bit // 8] ^= 1 << bit % 8
         with pytest.raises(ProtocolError, match="MAC"):
             verify_join(parse_join(bytes(flipped)), b"s" * 32)
-
-
-# --- tickets ------------------------------------------------------------------------------------------------------
-
-
-def test_ticket_is_good_once() -> None:
-    tickets = Tickets()
-    ticket = tickets.issue(0.0, b"s" * 32)
-    for lane, incarnation in ((ticket[0] + 1, ticket[1]), (ticket[0], ticket[1] + 1), (ticket[0], 0)):
-        with pytest.raises(ProtocolError):
-            tickets.redeem(0.0, lane, incarnation)
-    assert tickets.redeem(TICKET_VALID_S, *ticket) == b"s" * 32
-    with pytest.raises(ProtocolError):
-        tickets.redeem(TICKET_VALID_S, *ticket)
-
-
-def test_ticket_expires_and_its_lane_is_used_again() -> None:
-    tickets = Tickets()
-    lane, incarnation = tickets.issue(0.0, b"s" * 32)
-    with pytest.raises(ProtocolError, match="expired"):
-        tickets.redeem(TICKET_VALID_S + 0.001, lane, incarnation)
-    assert tickets.issue(TICKET_VALID_S + 1, b"s" * 32) == (lane, incarnation + 1)
-    assert tickets.issue(TICKET_VALID_S + 1, b"s" * 32) == (lane + 1, 1)
-    with pytest.raises(ProtocolError):
-        tickets.redeem(TICKET_VALID_S + 1, lane, incarnation)
-
-
-def test_late_free_of_an_older_incarnation() -> None:
-    tickets = Tickets()
-    old = tickets.issue(0.0, b"s" * 32)
-    tickets.free(*old)  # never opened: nothing to free
-    tickets.redeem(0.0, *old)
-    tickets.free(*old)
-    new = tickets.issue(0.0, b"t" * 32)
-    assert new == (old[0], old[1] + 1)
-    tickets.redeem(0.0, *new)
-    tickets.free(*old)
-    tickets.free(*old)
-    assert tickets.issue(0.0, b"u" * 32) == (new[0] + 1, 1)
-
-
-def test_tickets_out_at_once() -> None:
-    tickets = Tickets()
-    given = [tickets.issue(0.0, b"s" * 32) for _ in range(MAX_TICKETS)]
-    assert len({lane for lane, _ in given}) == MAX_TICKETS
-    with pytest.raises(LimitExceeded):
-        tickets.issue(TICKET_VALID_S, b"s" * 32)
-    tickets.redeem(0.0, *given[5])
-    tickets.issue(0.0, b"s" * 32)

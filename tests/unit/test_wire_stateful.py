@@ -7,12 +7,12 @@ import contextlib
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
 from kvwire import Config, DuplicateTransfer, LimitExceeded
 from kvwire.types import Grant
 from kvwire.wire import Session, events, states
 from kvwire.wire.states import Transfer
 from kvwire.wire.transfers import Transfers
-
 from tests.unit.wire_pair import Pair, drain, make_manifest, whole
 
 # One ping would be a lot of silence here: what is tested is transfers.

@@ -18,6 +18,7 @@ SPECS = (
     GroupSpec.attention("window", range(2, 4), DType.BF16, block_tokens=16, heads=2, head_dim=8, window=32),
     GroupSpec.state("ssm", GroupKind.RECURRENT, (4,), DType.FP32, (4, 4)),
 )
+HELLO = schema.Hello(b"a" * 16, b"A" * 32, b"L" * 16, "peer", 0, 4, 65536)
 TOKENS = 100  # blocks 0..7 of "full", 4..7 of "window"
 
 E = TypeVar("E", bound=events.Event)
@@ -112,3 +113,18 @@ class Pair:
         self.now += seconds
         for session in sessions or (self.dialler, self.acceptor):
             session.handle_timer(self.now)
+
+
+def act(session: Session, now: float, what: str) -> None:
+    """What the SESSION table names."""
+    if what == "recv hello":
+        session.receive_data(now, schema.encode(HELLO))
+    elif what == "recv goodbye":
+        session.receive_data(now, schema.encode(schema.Goodbye("closed", "done")))
+    elif what == "time out":
+        for _ in range(4):
+            session.handle_timer(session.next_timer() or now)
+    elif what == "fail":
+        session.receive_data(now, frame("what?"))
+    else:
+        session.close(now, "done")

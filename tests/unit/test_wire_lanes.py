@@ -1,0 +1,95 @@
+"""Lane tickets: each good once and for a while, and the messages that carry them."""
+
+from __future__ import annotations
+
+import pytest
+
+from kvwire import LimitExceeded, LocalError, ProtocolError
+from kvwire.wire import events
+from kvwire.wire.tickets import MAX_TICKETS, TICKET_VALID_S, Tickets
+from tests.unit.wire_pair import Pair, only
+
+
+def test_ticket_is_good_once() -> None:
+    tickets = Tickets()
+    ticket = tickets.issue(0.0, b"s" * 32)
+    for lane, incarnation in ((ticket[0] + 1, ticket[1]), (ticket[0], ticket[1] + 1), (ticket[0], 0)):
+        with pytest.raises(ProtocolError):
+            tickets.redeem(0.0, lane, incarnation)
+    assert tickets.redeem(TICKET_VALID_S, *ticket) == b"s" * 32
+    with pytest.raises(ProtocolError):
+        tickets.redeem(TICKET_VALID_S, *ticket)
+
+
+def test_ticket_expires_and_its_lane_is_used_again() -> None:
+    tickets = Tickets()
+    lane, incarnation = tickets.issue(0.0, b"s" * 32)
+    with pytest.raises(ProtocolError, match="expired"):
+        tickets.redeem(TICKET_VALID_S + 0.001, lane, incarnation)
+    assert tickets.issue(TICKET_VALID_S + 1, b"s" * 32) == (lane, incarnation + 1)
+    assert tickets.issue(TICKET_VALID_S + 1, b"s" * 32) == (lane + 1, 1)
+    with pytest.raises(ProtocolError):
+        tickets.redeem(TICKET_VALID_S + 1, lane, incarnation)
+
+
+def test_late_free_of_an_older_incarnation() -> None:
+    tickets = Tickets()
+    old = tickets.issue(0.0, b"s" * 32)
+    tickets.free(*old)  # never opened: nothing to free
+    tickets.redeem(0.0, *old)
+    tickets.free(*old)
+    new = tickets.issue(0.0, b"t" * 32)
+    assert new == (old[0], old[1] + 1)
+    tickets.redeem(0.0, *new)
+    tickets.free(*old)
+    tickets.free(*old)
+    assert tickets.issue(0.0, b"u" * 32) == (new[0] + 1, 1)
+
+
+def test_tickets_out_at_once() -> None:
+    tickets = Tickets()
+    given = [tickets.issue(0.0, b"s" * 32) for _ in range(MAX_TICKETS)]
+    assert len({lane for lane, _ in given}) == MAX_TICKETS
+    with pytest.raises(LimitExceeded):
+        tickets.issue(TICKET_VALID_S, b"s" * 32)
+    tickets.redeem(0.0, *given[5])
+    tickets.issue(0.0, b"s" * 32)
+
+
+def test_lanes() -> None:
+    pair = Pair()
+    pair.dialler.request_lanes(pair.now, 2)
+    pair.exchange()
+    assert only(pair.acceptor, events.LanesWanted).count == 2
+    lane, incarnation = pair.acceptor.issue_ticket(pair.now, b"s" * 32)
+    pair.exchange()
+    assert only(pair.dialler, events.Ticket) == events.Ticket(lane, incarnation, b"s" * 32)
+    assert pair.acceptor.redeem_ticket(pair.now, lane, incarnation) == b"s" * 32
+    pair.dialler.lane_closed(pair.now, lane, incarnation, "lost", 7)
+    pair.exchange()
+    assert only(pair.acceptor, events.LaneClosed) == events.LaneClosed(lane, incarnation, "lost", 7)
+    pair.acceptor.lane_closed(pair.now, lane, incarnation, "lost", 7)
+    assert pair.acceptor.issue_ticket(pair.now, b"s" * 32) == (lane, incarnation + 1)
+
+
+def test_lane_calls_of_the_wrong_side() -> None:
+    pair = Pair()
+    with pytest.raises(LocalError, match="dialler"):
+        pair.acceptor.request_lanes(pair.now, 1)
+    with pytest.raises(LocalError, match="acceptor"):
+        pair.dialler.issue_ticket(pair.now, b"s" * 32)
+    with pytest.raises(LocalError, match="31"):
+        pair.acceptor.issue_ticket(pair.now, b"s" * 31)
+    for count in (0, MAX_TICKETS + 1):
+        with pytest.raises(LocalError, match=str(count)):
+            pair.dialler.request_lanes(pair.now, count)
+
+
+def test_too_many_tickets() -> None:
+    pair = Pair()
+    for _ in range(MAX_TICKETS):
+        pair.acceptor.issue_ticket(pair.now, b"s" * 32)
+    with pytest.raises(LimitExceeded):
+        pair.acceptor.issue_ticket(pair.now, b"s" * 32)
+    pair.now += TICKET_VALID_S + 1
+    assert pair.acceptor.issue_ticket(pair.now, b"s" * 32)[1] == 2  # of a lane whose ticket has expired

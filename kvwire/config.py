@@ -62,7 +62,8 @@ class Config:
     """Longest time a transfer may take from offer to receipt, when the call names none."""
 
     ping_interval_s: float = 10.0
-    """Silence on the control connection after which a ping is sent; three unanswered end the link."""
+    """Silence on the control connection after which a ping is sent. Its answer proves nothing and is not waited for:
+    a peer whose Python stands still is alive. It gives the kernel something to miss when the peer's host is gone."""
 
     tcp_user_timeout_s: float = 30.0
     """How long sent bytes may stay unacknowledged by the peer's kernel before a connection counts as dead

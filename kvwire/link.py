@@ -233,8 +233,13 @@ class Link:
 
     def _add_lane(self, sock: socket.socket, lane: int, incarnation: int) -> None:
         """Hand a joined socket to the engine."""
-        self.lane_congestion[lane] = sockets.tune_lane(sock, self._node.config)
-        self.engine_link.add_lane(sock.detach(), lane, incarnation)
+        try:
+            congestion = sockets.tune_lane(sock, self._node.config)
+            self.engine_link.add_lane(sock.detach(), lane, incarnation)
+        except BaseException as error:
+            self._session.lane_closed(time.monotonic(), lane, incarnation, str(error), 0)
+            raise
+        self.lane_congestion[lane] = congestion
         self._redials = 0
         if self.lanes >= self._node.config.lanes or self._dialled is None:
             self._lanes_up.set()

@@ -260,8 +260,7 @@ class Node:
             link = self._by_id.get(join.link_id)
             if link is None:
                 raise ProtocolError("a lane for a link that is not here")
-            secret = link._session.redeem_ticket(time.monotonic(), join.lane, join.incarnation)
-            wire.verify_join(join, secret)
+            link._session.redeem_ticket(time.monotonic(), join)
             link._add_lane(sock, join.lane, join.incarnation)
             return
         if len(self._links) >= self.config.max_links:

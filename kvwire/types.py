@@ -90,8 +90,16 @@ _ITEMSIZE = {
 }
 
 
+def _utf8_bytes(text: object) -> int:
+    """Length of a string in UTF-8; -1 for what is no string, or has lone surrogates."""
+    try:
+        return len(text.encode()) if isinstance(text, str) else -1
+    except UnicodeEncodeError:
+        return -1
+
+
 def _check_name(what: str, name: object) -> None:
-    if not isinstance(name, str) or not 0 < len(name.encode()) <= MAX_NAME_BYTES:
+    if not 0 < _utf8_bytes(name) <= MAX_NAME_BYTES:
         raise SpecError(f"{what} is {name!r:.80}; expected a string of 1 to {MAX_NAME_BYTES} UTF-8 bytes")
 
 
@@ -114,7 +122,7 @@ class ModelTag:
         _check_name("model name", self.name)
         for what in ("revision", "layout"):
             value = getattr(self, what)
-            if not isinstance(value, str) or len(value.encode()) > MAX_NAME_BYTES:
+            if not 0 <= _utf8_bytes(value) <= MAX_NAME_BYTES:
                 raise SpecError(f"model {what} is {value!r:.80}; expected at most {MAX_NAME_BYTES} UTF-8 bytes")
 
 

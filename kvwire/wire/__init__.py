@@ -25,7 +25,6 @@ from kvwire.wire.preamble import (
     control_preamble,
     join_bytes,
     parse_join,
-    verify_join,
 )
 from kvwire.wire.session import Role, Session
 
@@ -54,5 +53,4 @@ __all__ = [
     "control_preamble",
     "join_bytes",
     "parse_join",
-    "verify_join",
 ]

@@ -23,7 +23,6 @@ SESSION: dict[tuple[Session, str], Session] = {
     (Session.GREETING, "fail"): Session.CLOSED,
     (Session.GREETING, "close"): Session.CLOSED,
     (Session.OPEN, "recv goodbye"): Session.CLOSED,
-    (Session.OPEN, "time out"): Session.CLOSED,
     (Session.OPEN, "fail"): Session.CLOSED,
     (Session.OPEN, "close"): Session.CLOSED,
 }

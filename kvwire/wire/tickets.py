@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kvwire.errors import LimitExceeded, ProtocolError
+from kvwire.wire.preamble import Join, verify_join
 
 TICKET_VALID_S = 30.0
 MAX_TICKETS = 64
@@ -35,16 +36,22 @@ class Tickets:
         self._out[lane, self._incarnation[lane]] = (secret, now + TICKET_VALID_S)
         return lane, self._incarnation[lane]
 
-    def redeem(self, now: float, lane: int, incarnation: int) -> bytes:
-        """The secret of a ticket, once. ProtocolError if it was never issued, was used, or is too old."""
-        secret, due = self._out.pop((lane, incarnation), (b"", 0.0))
+    def redeem(self, now: float, join: Join) -> None:
+        """Use up the ticket of a lane that joins.
+
+        ProtocolError if it was never issued, was used, is too old, or the MAC is wrong; with a wrong MAC it stays
+        valid, so that a stranger who guesses numbers uses none up.
+        """
+        key = join.lane, join.incarnation
+        secret, due = self._out.get(key, (b"", 0.0))
         if not secret:
-            raise ProtocolError(f"no ticket is out for lane {lane}, incarnation {incarnation}")
+            raise ProtocolError(f"no ticket is out for lane {join.lane}, incarnation {join.incarnation}")
+        verify_join(join, secret)
+        del self._out[key]
         if now > due:
-            self._free.append(lane)
-            raise ProtocolError(f"the ticket for lane {lane} has expired")
-        self._taken.add((lane, incarnation))
-        return secret
+            self._free.append(join.lane)
+            raise ProtocolError(f"the ticket for lane {join.lane} has expired")
+        self._taken.add(key)
 
     def free(self, lane: int, incarnation: int) -> None:
         """A lane that was opened with a ticket has ended; its number may be given out again."""

@@ -10,8 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kvwire import KvwireError, Manifest, NotKvwire, ProtocolError, VersionMismatch
-from kvwire.wire import JOIN_BYTES, classify, control_preamble, events, parse_join, schema, verify_join
+from kvwire.wire import JOIN_BYTES, classify, control_preamble, events, parse_join, schema
 from kvwire.wire.manifest import pack_manifest, unpack_manifest, unpack_runs
+from kvwire.wire.preamble import verify_join
 from tests.unit.wire_pair import Pair, drain, frame, make_manifest
 
 PACKED = pack_manifest(make_manifest())

@@ -18,10 +18,9 @@ from kvwire.wire import (
     join_bytes,
     parse_join,
     schema,
-    verify_join,
 )
 from kvwire.wire.manifest import pack_manifest, pack_runs, unpack_manifest, unpack_runs
-from kvwire.wire.preamble import preamble
+from kvwire.wire.preamble import preamble, verify_join
 from tests.unit.wire_pair import frame, make_manifest
 
 MANIFEST = make_manifest()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 import numpy as np
 
+from kvwire import wire
 from kvwire._ext.layout import Segment
 from kvwire._ext.transfers import InTransfer
 from kvwire.errors import AttachmentError, Closed, DeadlineExceeded, PlacementError
@@ -83,7 +84,7 @@ class Incoming(Transfer):
             total += len(blocks) * offer.spec.block_bytes * len(offer.spec.layers)
             granted_segments += len(offer.spec.layers) if len(blocks) else 0
         grant = Grant(tuple(runs), self._link.cell_bytes(cell_bytes))
-        self._link.check_grant(self.manifest, grant)
+        wire.check_grant(self.manifest, grant)
         if not total and not self.manifest.attachment:
             raise PlacementError("a grant of nothing", hint="refuse the offer, or take at least one block")
         try:

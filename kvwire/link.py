@@ -144,10 +144,6 @@ class Link:
         """Cell size for a grant of this side."""
         return self._node.config.cell_bytes if wanted is None else wanted
 
-    def check_grant(self, manifest: Manifest, grant: Grant) -> None:
-        """PlacementError where a grant does not fit the offer."""
-        wire.check_grant(manifest, grant)
-
     def _check_source(self, manifest: Manifest, source: Mapping[str, Slots]) -> None:
         names = {group.spec.name for group in manifest.groups}
         if set(source) != names:

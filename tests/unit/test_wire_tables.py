@@ -341,9 +341,10 @@ def scenarios() -> Iterator[tuple[str, Callable[[], None]]]:
         yield f"commit_crosses_abort-{giver}", partial(commit_crosses_abort, giver, committer)
         yield f"commit_after_abort_came-{giver}", partial(commit_after_abort_came, giver, committer)
         yield f"no_answer_to_abort-{giver}", partial(no_answer_to_abort, giver)
-    for state, what in product((states.Session.GREETING, states.Session.OPEN), ("recv goodbye", "time out", "fail")):
+    for state, what in product((states.Session.GREETING, states.Session.OPEN), ("recv goodbye", "fail")):
         yield f"session_ends-{state.value}-{what}", partial(session_ends, state, what)
-    yield "close_before_hello", partial(session_ends, states.Session.GREETING, "close")
+    for what in ("time out", "close"):
+        yield f"session_ends-greeting-{what}", partial(session_ends, states.Session.GREETING, what)
 
 
 SCENARIOS = dict(scenarios())

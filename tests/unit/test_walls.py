@@ -1,4 +1,4 @@
-"""The walls: who may import whom inside kvwire (docs/design.md, section 3), as data, and walked."""
+"""The walls: who may import whom inside kvwire (docs/design.md, under Walls), as data, and walked."""
 
 import ast
 import re

@@ -17,7 +17,7 @@ class Config:
 
     lanes: int = 4
     """TCP lanes per link, 1 to 64, opened by the side that dials. Four use several cores and queues of a network card
-    and survive the loss of one. On a host with two cores, two are about a sixth faster (bench/README.md)."""
+    and survive the loss of one. On a host with two cores, two are about a fifth faster (bench/README.md)."""
 
     workers: int = 2
     """Native threads that move bytes, 2 to 64. One can receive while another sends; more than the cores that may

@@ -46,7 +46,6 @@ class Incoming(Transfer):
         self._changed = asyncio.Event()
         self._segments = manifest.segments()
         self._granted_segments = 0
-        self._attachment: Any = None
 
     @property
     def peer(self) -> str:

@@ -114,6 +114,7 @@ class Incoming(Transfer):
         super()._engine_changed()
 
     def _finish(self) -> None:
+        self._link._node._withdrawn(self)
         self._changed.set()
         super()._finish()
 
@@ -154,7 +155,7 @@ class Incoming(Transfer):
 
     def wait_for_layer(self, group: str, layer: int, timeout_s: float) -> None:
         """Blocking form of `wait_layer` for engine threads; waits natively."""
-        self._off_loop()
+        self._check_wait(timeout_s)
         if self._handle is None:
             raise Closed(f"{self!r} has not been granted")
         if not self._handle.wait_segment(self.manifest.segment(group, layer), timeout_s):
@@ -183,7 +184,7 @@ class Incoming(Transfer):
             return None
         try:
             return msgpack.unpackb(raw, strict_map_key=False)
-        except (ValueError, msgpack.exceptions.UnpackException) as error:
+        except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
             raise AttachmentError(f"the attachment is no msgpack value: {error}") from None
 
     def _receipt(self) -> Receipt:

@@ -197,7 +197,7 @@ class Link:
     def _send_abort(self, transfer: Transfer, reason: str) -> None:
         if not self.closed and self._forget(transfer):
             with contextlib.suppress(Closed):
-                self._session.abort(time.monotonic(), transfer.transfer_id, "aborted", reason)
+                self._session.abort(time.monotonic(), transfer.transfer_id, "aborted", str(reason))
                 self._pump()
 
     def _forget(self, transfer: Transfer) -> bool:

@@ -7,7 +7,6 @@ import logging
 import secrets
 import socket
 import time
-from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -48,9 +47,10 @@ class Node:
         self._links: set[Link] = set()
         self._by_id: dict[bytes, Link] = {}
         self._watched: dict[Any, Callable[[], None]] = {}
-        self._offers: deque[Incoming] = deque()
+        self._offers: dict[Incoming, None] = {}  # in the order in which they came
         self._offer_came = asyncio.Event()
         self._closed = False
+        self._closing: asyncio.Task[None] | None = None
         self._handshakes = asyncio.Semaphore(config.max_handshakes)
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop.add_reader(self.engine.fileno(), self._on_engine)
@@ -137,19 +137,22 @@ class Node:
         """The next offer from any link, in the order in which they came. Closed once the node is."""
         while True:
             self._check_open()
-            while self._offers:
-                incoming = self._offers.popleft()
-                if incoming.state == "offered":
-                    return incoming
+            if self._offers:
+                incoming = next(iter(self._offers))
+                del self._offers[incoming]
+                return incoming
             self._offer_came.clear()
             await self._offer_came.wait()
 
     async def close(self) -> None:
         """Close every link and stop the engine. Transfers under way end with an error; idempotent."""
-        if self._closed:
-            return
-        self._closed = True
-        self._offer_came.set()
+        if self._closing is None:
+            self._closed = True
+            self._offer_came.set()
+            self._closing = self._loop.create_task(self._close())
+        await asyncio.shield(self._closing)  # whoever is cancelled here, the node still closes
+
+    async def _close(self) -> None:
         for task in self._tasks:
             task.cancel()
         for link in list(self._links):
@@ -212,8 +215,12 @@ class Node:
         sock.close()
 
     def _offered(self, incoming: Incoming) -> None:
-        self._offers.append(incoming)
+        self._offers[incoming] = None
         self._offer_came.set()
+
+    def _withdrawn(self, incoming: Incoming) -> None:
+        """An offer that nobody took is over."""
+        self._offers.pop(incoming, None)
 
     # --- being dialled --------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from kvwire._ext.transfers import OutTransfer
 from kvwire.errors import AttachmentError, CommitUnknown, KvwireError, LinkLost, ReadyError
 from kvwire.pool import Slots
 from kvwire.transfer import Receipt, Transfer, runs_of
-from kvwire.types import MAX_ATTACHMENT_BYTES, BlockRange, Grant, GroupOffer, Manifest
+from kvwire.types import MAX_ATTACHMENT_BYTES, MAX_BLOCKS, BlockRange, Grant, GroupOffer, Manifest
 
 if TYPE_CHECKING:
     from kvwire._ext.layout import Segment
@@ -30,8 +30,10 @@ def _granted_blocks(offer: GroupOffer, runs: tuple[BlockRange, ...]) -> NDArray[
 def _block_numbers(group: str, blocks: Iterable[int] | BlockRange) -> NDArray[np.int64]:
     """The blocks that a caller names, as int64."""
     if isinstance(blocks, BlockRange):
-        return np.arange(blocks.start, blocks.stop, dtype=np.int64)
+        blocks = range(blocks.start, blocks.stop)
     if isinstance(blocks, range):
+        if blocks and not (min(blocks[0], blocks[-1]) >= 0 and max(blocks[0], blocks[-1]) < MAX_BLOCKS):
+            raise ReadyError(f"blocks of group {group} are {blocks!r}; expected numbers in 0 to {MAX_BLOCKS - 1}")
         return np.arange(blocks.start, blocks.stop, blocks.step, dtype=np.int64)
     try:
         numbers = np.array(blocks if isinstance(blocks, np.ndarray) else list(blocks))
@@ -124,6 +126,7 @@ class Outgoing(Transfer):
             raise AttachmentError("the manifest announced no attachment", hint="Manifest(..., attachment=True)")
         try:
             data = msgpack.packb(value)
+            msgpack.unpackb(data, strict_map_key=False)  # what the receiver will do: a map's key may be a list now
         except (TypeError, ValueError, OverflowError) as error:
             raise AttachmentError(f"msgpack cannot carry this value: {error}") from None
         if len(data) > MAX_ATTACHMENT_BYTES:

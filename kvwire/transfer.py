@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvwire._ext.transfers import InTransfer, OutTransfer
-from kvwire.errors import Closed, DeadlineExceeded, KvwireError, LinkLost, WrongThread
+from kvwire.errors import Closed, DeadlineExceeded, KvwireError, LinkLost, SpecError, WrongThread
 from kvwire.pool import Lease
 from kvwire.types import BlockRange, Manifest
 
@@ -117,7 +117,10 @@ class Transfer:
     def _receipt(self) -> Receipt:
         raise NotImplementedError
 
-    def _off_loop(self) -> None:
+    def _check_wait(self, timeout_s: float) -> None:
+        """SpecError for a time that is none; WrongThread on the loop's own thread."""
+        if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not timeout_s >= 0:
+            raise SpecError(f"timeout_s is {timeout_s!r}; expected seconds, 0 or more")
         if threading.get_ident() == self._loop_thread and self._loop.is_running():
             raise WrongThread(
                 "a blocking wait on the event loop's own thread would stop the loop",
@@ -125,7 +128,7 @@ class Transfer:
             )
 
     def _wait_end(self, timeout_s: float) -> Receipt:
-        self._off_loop()
+        self._check_wait(timeout_s)
         if self._handle is None:
             raise Closed(f"{self!r} has not been granted")
         state = self._handle.wait(timeout_s)

@@ -220,6 +220,7 @@ class GroupSpec:
 
     def blocks_for(self, tokens: int) -> BlockRange:
         """The blocks that exist after `tokens` tokens: all, those that touch the window, or the one state."""
+        _check_int("tokens", tokens, 1, 1 << 40)
         if self.kind.is_state:
             return BlockRange(0, 1)
         stop = -(-tokens // self.block_tokens)
@@ -283,7 +284,10 @@ def block_hashes(tokens: Sequence[int], block_tokens: int, *, seed: bytes = b"")
     previous = hashlib.sha256(b"kvwire prefix 1" + seed).digest()[:16]
     out: list[bytes] = []
     for first in range(0, len(tokens), block_tokens):
-        block = b"".join(int(token).to_bytes(8, "little") for token in tokens[first : first + block_tokens])
+        try:
+            block = b"".join(int(token).to_bytes(8, "little") for token in tokens[first : first + block_tokens])
+        except (TypeError, ValueError, OverflowError) as error:
+            raise SpecError(f"tokens are integers in 0 to 2**64 - 1: {error}") from None
         previous = hashlib.sha256(previous + block).digest()[:16]
         out.append(previous)
     return tuple(out)
@@ -307,6 +311,8 @@ class GroupOffer:
     def __post_init__(self) -> None:
         if self.spec.kind.is_state and (self.blocks.start, self.blocks.stop) != (0, 1):
             raise SpecError(f"group {self.spec.name}: a state is one block, numbered 0; got {self.blocks}")
+        if not isinstance(self.hashes, tuple):
+            raise SpecError(f"group {self.spec.name}: hashes are {self.hashes!r:.80}; expected a tuple of bytes")
         if self.hashes and len(self.hashes) != len(self.blocks):
             raise SpecError(
                 f"group {self.spec.name}: {len(self.hashes)} hashes for {len(self.blocks)} blocks; expected one each"

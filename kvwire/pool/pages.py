@@ -53,6 +53,10 @@ class Pages:
         block_tokens: int | None = None,
         writable: bool | None = None,
     ) -> None:
+        if not isinstance(spec, GroupSpec):
+            raise SpecError(f"spec is {spec!r:.80}; expected a GroupSpec")
+        if not hasattr(layers, "__len__"):
+            raise SpecError(f"group {spec.name}: layers are {layers!r:.80}; expected one entry for each layer")
         if len(layers) != len(spec.layers):
             raise SpecError(f"group {spec.name}: memory of {len(layers)} layers; expected {len(spec.layers)}")
         self.spec: Final = spec
@@ -90,8 +94,8 @@ class Pages:
     @classmethod
     def empty(cls, spec: GroupSpec, slots: int, *, block_tokens: int | None = None) -> Pages:
         """`slots` zeroed slots of memory of its own, page-aligned; `array` shows it."""
-        if not isinstance(slots, int) or slots < 1:
-            raise SpecError(f"group {spec.name}: {slots!r} slots; expected an integer above 0")
+        if not isinstance(slots, int) or not 0 < slots < 1 << 31:
+            raise SpecError(f"group {spec.name}: {slots!r} slots; expected an integer above 0, below 2**31")
         paging = Paging.of(spec, block_tokens)
         layer_bytes = -(-slots * paging.page_bytes // _ALIGN_BYTES) * _ALIGN_BYTES
         memory = np.zeros(len(spec.layers) * layer_bytes + _ALIGN_BYTES, np.uint8)

@@ -309,3 +309,27 @@ async def test_a_node_connects_to_itself() -> None:
         link: Link = await node.connect("127.0.0.1", node.port)
         await kit.move(link, node, "r1")
         assert len(node.links) == 2
+
+
+async def test_offers_that_are_withdrawn_are_not_kept() -> None:
+    offers = [manifest(f"withdrawn {n}") for n in range(50)]
+    async with joined() as pair:
+        source = Caches(offers[0], filled=True)
+        for offer in offers:
+            task = asyncio.create_task(pair.link.offer(offer, source.at()))
+            await kit.eventually(lambda: len(pair.server._offers) == 1, "the offer to come")
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await kit.eventually(lambda: not pair.server._offers, "it to be forgotten")
+
+
+async def test_a_cancelled_close_closes_all_the_same() -> None:
+    node = await Node.serve("127.0.0.1", 0)
+    closing = asyncio.create_task(node.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    await node.close()
+    assert node.engine.fileno() == -1

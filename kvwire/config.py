@@ -59,7 +59,7 @@ class Config:
     """Longest time an offer waits for its grant, when the call names none."""
 
     transfer_timeout_s: float = 300.0
-    """Longest time a transfer may take from offer to receipt, when the call names none."""
+    """Longest time a transfer may take from grant to receipt, when the call names none."""
 
     ping_interval_s: float = 10.0
     """Silence on the control connection after which a ping is sent. Its answer proves nothing and is not waited for:

@@ -15,7 +15,7 @@ from kvwire._ext.layout import Segment
 from kvwire._ext.transfers import InTransfer
 from kvwire.errors import AttachmentError, Closed, DeadlineExceeded, PlacementError
 from kvwire.pool import Slots, check_disjoint
-from kvwire.transfer import Receipt, Transfer, runs_of
+from kvwire.transfer import Receipt, Transfer, check_slots, runs_of
 from kvwire.types import BlockRange, Grant, Manifest
 
 if TYPE_CHECKING:
@@ -62,8 +62,9 @@ class Incoming(Transfer):
 
     def grant_nowait(self, placement: Mapping[str, Slots], *, cell_bytes: int | None = None) -> None:
         """As `grant`, which never waits; on the loop's thread only."""
-        if self._handle is not None or self._ended.done():
+        if self._handle is not None or self._error is not None or self._ended.done():
             raise Closed(f"{self!r} cannot be granted now")
+        check_slots("placement", placement)
         unknown = set(placement) - {group.spec.name for group in self.manifest.groups}
         if unknown:
             raise PlacementError(f"no group is called {sorted(unknown)[0]!r} in this offer")
@@ -106,7 +107,7 @@ class Incoming(Transfer):
         if self._handle is not None or self._ended.done():
             raise Closed(f"{self!r} cannot be refused now")
         self._error = Closed(f"transfer {self.transfer_id} was refused here")
-        self._link._send_refuse(self, reason)
+        self._link._send_refuse(self, str(reason))
         self._finish()
 
     def _engine_changed(self) -> None:

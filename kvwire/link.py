@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import socket
 import time
@@ -16,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from kvwire import sockets, wire
 from kvwire._ext.lanes import FAULTS, EngineLink
-from kvwire.errors import Closed, IntegrityError, KvwireError, LimitExceeded, LinkLost, PlacementError, SpecError
+from kvwire.errors import Closed, IntegrityError, KvwireError, LimitExceeded, LinkLost
 from kvwire.incoming import Incoming
-from kvwire.outgoing import Outgoing
+from kvwire.outgoing import Outgoing, check_source
 from kvwire.pool import Slots
 from kvwire.transfer import Transfer
 from kvwire.types import Grant, Manifest
@@ -27,11 +28,13 @@ if TYPE_CHECKING:
     from kvwire._ext.lanes import LaneStats
     from kvwire.node import Node
 
+log = logging.getLogger("kvwire")
+
 RECEIVE_BYTES = 64 * 1024
 LANE_FAULTS = 3
 """Damaged or dishonest lanes after which the link is ended: the path, or the peer, is not to be trusted."""
 MOST_LANES = 64
-"""Lanes of one link (docs/design.md, section 8)."""
+"""Lanes of one link, as Config.lanes has it."""
 REDIAL_FIRST_S = 0.05
 REDIAL_LONGEST_S = 2.0
 """A lane that was lost is dialled again at once, then at growing intervals."""
@@ -52,13 +55,14 @@ class Link:
         self._dialled = dialled
         self._outgoing: dict[int, Outgoing] = {}
         self._incoming: dict[int, Incoming] = {}
-        self._offers: dict[int, tuple[asyncio.Future[Outgoing], Manifest, Mapping[str, Slots], int]] = {}
+        self._offers: dict[int, tuple[asyncio.Future[Outgoing], Manifest, Mapping[str, Slots], int, int]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._outbox = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._faults = 0
         self._redials = 0
-        self._tickets_due = node.config.lanes
+        self._dialling = 0
+        self._lane_timer: asyncio.TimerHandle | None = None
         self._error: KvwireError | None = None
         self._greeted: asyncio.Future[None] = self.loop.create_future()
         self._closed: asyncio.Future[None] = self.loop.create_future()
@@ -102,7 +106,7 @@ class Link:
         ModelMismatch, DeadlineExceeded or LinkLost afterwards.
         """
         self._check_open()
-        self._check_source(manifest, source)
+        check_source(manifest, source)
         config = self._node.config
         transfer = self._session.offer(
             time.monotonic(),
@@ -112,7 +116,9 @@ class Link:
             klass=klass,
         )
         future: asyncio.Future[Outgoing] = self.loop.create_future()
-        self._offers[transfer] = (future, manifest, source, klass)
+        # Only a deadline that somebody named orders what leaves first.
+        deadline_ns = 0 if deadline_s is None else time.monotonic_ns() + int(deadline_s * 1e9)
+        self._offers[transfer] = (future, manifest, source, klass, deadline_ns)
         self._pump()
         try:
             return await future
@@ -144,28 +150,13 @@ class Link:
         """Cell size for a grant of this side."""
         return self._node.config.cell_bytes if wanted is None else wanted
 
-    def _check_source(self, manifest: Manifest, source: Mapping[str, Slots]) -> None:
-        names = {group.spec.name for group in manifest.groups}
-        if set(source) != names:
-            odd = sorted(set(source) ^ names)[0]
-            raise SpecError(f"the source and the manifest differ in group {odd!r}", hint="one entry for each group")
-        for group in manifest.groups:
-            slots = source[group.spec.name]
-            if slots.pages.spec != group.spec:
-                raise SpecError(f"the pages of group {group.spec.name} were registered for another spec")
-            have = slots.block_numbers(group)
-            if len(have) != len(group.blocks):
-                raise PlacementError(
-                    f"group {group.spec.name}: {len(group.blocks)} blocks on offer, slots for {len(have)} of them"
-                )
-
     def _granted(self, transfer: int, grant: Grant) -> None:
         waiting = self._offers.pop(transfer, None)
         if waiting is None:  # the offering task was cancelled meanwhile
             return
-        future, manifest, source, klass = waiting
+        future, manifest, source, klass, deadline_ns = waiting
         try:
-            outgoing = Outgoing(self, transfer, manifest, source, grant, klass)
+            outgoing = Outgoing(self, transfer, manifest, source, grant, klass, deadline_ns)
         except KvwireError as error:
             with contextlib.suppress(Closed):  # the peer may have said good-bye in the same breath
                 self._session.abort(time.monotonic(), transfer, "failed", str(error))
@@ -225,7 +216,9 @@ class Link:
                     await self.loop.sock_sendall(sock, hello)
                 self._add_lane(sock, ticket.lane, ticket.incarnation)
         except (KvwireError, OSError):
-            self._want_lane()
+            self._want_lanes()
+        finally:
+            self._dialling -= 1
 
     def _add_lane(self, sock: socket.socket, lane: int, incarnation: int) -> None:
         """Hand a joined socket to the engine."""
@@ -240,19 +233,22 @@ class Link:
         if self.lanes >= self._node.config.lanes or self._dialled is None:
             self._lanes_up.set()
 
-    def _want_lane(self) -> None:
-        """Ask the acceptor for a ticket to replace a lane, after a pause that grows with each failure."""
-        if self.closed or self._dialled is None:
-            return
-        pause = min(REDIAL_FIRST_S * 2 ** min(self._redials, 10), REDIAL_LONGEST_S)
-        self._redials += 1
-        self.loop.call_later(pause, self._request_lane)
+    def _want_lanes(self) -> None:
+        """Ask for tickets for the lanes that are missing, after a pause that grows until one is up."""
+        if not self.closed and self._dialled is not None and self._lane_timer is None:
+            pause = min(REDIAL_FIRST_S * 2 ** min(self._redials, 10), REDIAL_LONGEST_S)
+            self._redials += 1
+            self._lane_timer = self.loop.call_later(pause, self._request_lanes)
 
-    def _request_lane(self) -> None:
-        if not self.closed and self.lanes < self._node.config.lanes:
-            self._session.request_lanes(time.monotonic(), 1)
-            self._tickets_due += 1
+    def _request_lanes(self) -> None:
+        self._lane_timer = None
+        if self.closed or self.lanes >= self._node.config.lanes:
+            return
+        missing = self._node.config.lanes - self.lanes - self._dialling
+        if missing > 0:
+            self._session.request_lanes(time.monotonic(), missing)
             self._pump()
+        self._want_lanes()  # and look again, whatever becomes of the tickets
 
     def _engine_changed(self) -> None:
         """A lane has ended: say so, replace it, and lose patience with a peer whose lanes go wrong."""
@@ -265,7 +261,7 @@ class Link:
             if self._faults >= LANE_FAULTS:
                 self._lose(IntegrityError(f"{self._faults} lanes to {self.peer} went wrong, the last by {reason}"))
                 return
-            self._want_lane()
+            self._want_lanes()
         self._pump()
 
     # --- the control connection -----------------------------------------------------------------------------------
@@ -297,6 +293,9 @@ class Link:
                 self._pump()
         except OSError as error:
             self._lose(LinkLost(f"control connection to {self.peer}: {error.strerror or error}"))
+        except Exception as error:  # a bug; better no link than one that nobody reads
+            log.exception("while reading from %s", self.peer)
+            self._lose(LinkLost(f"internal error on the link to {self.peer}: {error!r}"))
 
     async def _write(self) -> None:
         try:
@@ -343,8 +342,8 @@ class Link:
                 if self._dialled is None:
                     self._issue_tickets(event.peer.lanes)
             case wire.Ticket():
-                if self._tickets_due:  # one that was not asked for would only make this side dial
-                    self._tickets_due -= 1
+                if self.lanes + self._dialling < self._node.config.lanes:  # a ticket too many is left to expire
+                    self._dialling += 1
                     self._spawn(self._dial_lane(event))
             case wire.LanesWanted():
                 self._issue_tickets(event.count)
@@ -388,8 +387,9 @@ class Link:
     def _shut(self, error: KvwireError) -> None:
         self._error = error
         self._closed.set_result(None)
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._lane_timer):
+            if timer is not None:
+                timer.cancel()
         for task in self._tasks:
             if task is not asyncio.current_task(self.loop):
                 task.cancel()

@@ -191,7 +191,10 @@ class Node:
         for handle in self.engine.drain():
             changed = self._watched.get(handle)
             if changed is not None:
-                changed()
+                try:
+                    changed()
+                except Exception:  # a bug, and one transfer's: the others' news must not be lost with it
+                    log.exception("while looking at %r", handle)
 
     # --- links ----------------------------------------------------------------------------------------------------
 

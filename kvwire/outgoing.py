@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvwire._ext.transfers import OutTransfer
-from kvwire.errors import AttachmentError, CommitUnknown, KvwireError, LinkLost, ReadyError
+from kvwire.errors import AttachmentError, CommitUnknown, KvwireError, LinkLost, PlacementError, ReadyError, SpecError
 from kvwire.pool import Slots
-from kvwire.transfer import Receipt, Transfer, runs_of
+from kvwire.transfer import Receipt, Transfer, check_slots, runs_of
 from kvwire.types import MAX_ATTACHMENT_BYTES, MAX_BLOCKS, BlockRange, Grant, GroupOffer, Manifest
 
 if TYPE_CHECKING:
@@ -51,13 +51,40 @@ def _say(blocks: tuple[int, ...]) -> str:
     return ", ".join(f"{run.start}..{run.stop - 1}" for run in runs_of(np.array(blocks))[:8])
 
 
+def check_source(manifest: Manifest, source: Mapping[str, Slots]) -> None:
+    """SpecError or PlacementError unless the source has slots for every block that the manifest offers."""
+    if not isinstance(manifest, Manifest):
+        raise SpecError(f"manifest is {manifest!r:.80}; expected a Manifest")
+    check_slots("source", source)
+    names = {group.spec.name for group in manifest.groups}
+    if set(source) != names:
+        odd = sorted(set(source) ^ names)[0]
+        raise SpecError(f"the source and the manifest differ in group {odd!r}", hint="one entry for each group")
+    for group in manifest.groups:
+        slots = source[group.spec.name]
+        if slots.pages.spec != group.spec:
+            raise SpecError(f"the pages of group {group.spec.name} were registered for another spec")
+        have = slots.block_numbers(group)
+        if len(have) != len(group.blocks):
+            raise PlacementError(
+                f"group {group.spec.name}: {len(group.blocks)} blocks on offer, slots for {len(have)} of them"
+            )
+
+
 class Outgoing(Transfer):
     """The sending half of a transfer, after the receiver has granted it. Made by `Link.offer`."""
 
     _handle: OutTransfer
 
     def __init__(
-        self, link: Link, transfer_id: int, manifest: Manifest, source: Mapping[str, Slots], grant: Grant, klass: int
+        self,
+        link: Link,
+        transfer_id: int,
+        manifest: Manifest,
+        source: Mapping[str, Slots],
+        grant: Grant,
+        klass: int,
+        deadline_ns: int,
     ) -> None:
         super().__init__(link, transfer_id, manifest)
         segments: list[Segment] = []
@@ -78,7 +105,7 @@ class Outgoing(Transfer):
                 segments += slots.segments(offer, blocks)
                 self._leases.append(slots.lease_read(who))
             self._handle = OutTransfer(
-                link.engine_link, transfer_id, segments, grant.cell_bytes, manifest.attachment, klass
+                link.engine_link, transfer_id, segments, grant.cell_bytes, manifest.attachment, klass, deadline_ns
             )
         except BaseException:
             self._release()

@@ -52,9 +52,9 @@ def set_congestion(sock: socket.socket, name: str) -> None:
     """Choose the kernel's congestion control; ConfigError names those the host has."""
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
-    except OSError as error:
+    except (OSError, UnicodeEncodeError) as error:
         have = ", ".join(_available_congestion_controls())
-        raise ConfigError(f"congestion control {name!r}: {error.strerror}; this host has {have}") from None
+        raise ConfigError(f"congestion control {name!r} cannot be had ({error}); this host has {have}") from None
 
 
 def check_congestion(config: Config) -> None:
@@ -107,7 +107,7 @@ async def _resolve(host: str, port: int, *, passive: bool = False) -> list[tuple
 
 
 def _check_port(port: object, lowest: int) -> None:
-    if not isinstance(port, int) or not lowest <= port < 65536:
+    if isinstance(port, bool) or not isinstance(port, int) or not lowest <= port < 65536:
         raise ConfigError(f"port is {port!r}; expected {lowest} to 65535")
 
 

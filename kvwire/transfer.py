@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from kvwire._ext.transfers import InTransfer, OutTransfer
 from kvwire.errors import Closed, DeadlineExceeded, KvwireError, LinkLost, SpecError, WrongThread
-from kvwire.pool import Lease
+from kvwire.pool import Lease, Slots
 from kvwire.types import BlockRange, Manifest
 
 if TYPE_CHECKING:
@@ -48,6 +49,15 @@ def runs_of(blocks: NDArray[np.int64]) -> tuple[BlockRange, ...]:
     cuts = np.flatnonzero(np.diff(blocks) != 1) + 1
     edges = [0, *cuts.tolist(), len(blocks)]
     return tuple(BlockRange(int(blocks[a]), int(blocks[b - 1]) + 1) for a, b in pairwise(edges))
+
+
+def check_slots(what: str, value: object) -> None:
+    """SpecError unless a source or placement is a mapping from group name to Slots."""
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise SpecError(f"{what} is {value!r:.80}; expected a dict from group name to slots")
+    for name, slots in value.items():
+        if not isinstance(slots, Slots):
+            raise SpecError(f"{what} of group {name} is {slots!r:.80}; expected slots", hint="pages.at([...])")
 
 
 class Transfer:
@@ -147,6 +157,7 @@ class Transfer:
 
     def abort_nowait(self, reason: str = "") -> None:
         """As `abort`, from any thread. Waits for local copies under way (microseconds), never for the peer."""
+        reason = str(reason)
         if self._error is None and self.state in ("active", "offered"):
             self._error = Closed(f"transfer {self.transfer_id} was aborted here" + (f": {reason}" if reason else ""))
         self._release()

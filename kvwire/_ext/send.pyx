@@ -16,7 +16,7 @@ from kvwire._ext.crc32c cimport kvwire_crc32c
 from kvwire._ext.frame cimport (ACK, ACK_ENTRY_BYTES, DATA, HEADER_BYTES, RECEIPT, frame_crc, frame_header, header_t)
 from kvwire._ext.lanelog cimport log_append, log_trim_last
 from kvwire._ext.layout cimport iovec, segment_gather, segment_iovecs
-from kvwire._ext.link cimport lane_fail, out_unref, requeue
+from kvwire._ext.link cimport lane_fail, out_unref, requeue, wake_all
 from kvwire._ext.sendqueue cimport queue_claim, run_t
 
 cdef extern from "<sys/socket.h>" nogil:
@@ -202,11 +202,13 @@ cdef int keep_rest(lane_t *lane, batch_t *b, size_t sent) noexcept nogil:
 cdef void settle(lane_t *lane, batch_t *b, int unsent) noexcept nogil:
     """Pages are no longer read; the last `unsent` frames go back to the queue."""
     cdef link_t *link = lane.link
+    cdef bint was_empty
     cdef int i = b.runs - 1
     cdef u32 back
     cdef out_t *t
     cdef run_t run
     pthread_mutex_lock(&link.lock)
+    was_empty = link.queue.length == 0
     while i >= 0:
         run = b.run[i]
         t = <out_t *>run.owner
@@ -224,7 +226,10 @@ cdef void settle(lane_t *lane, batch_t *b, int unsent) noexcept nogil:
             requeue(link, &run)            # may free the transfer
         i -= 1
     lane.sent_seq = lane.log.next_seq
+    was_empty = was_empty and link.queue.length != 0
     pthread_mutex_unlock(&link.lock)
+    if was_empty:
+        wake_all(link.engine)              # other lanes have seen an empty queue and sleep
 
 
 cdef bint lane_send(lane_t *lane, u64 now) noexcept nogil:

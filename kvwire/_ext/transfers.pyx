@@ -24,13 +24,12 @@ cdef int check_cell(EngineLink link, u32 cell_bytes) except -1:
     return 0
 
 
-cdef bint init_condition(pthread_cond_t *c) noexcept nogil:
+cdef void init_condition(pthread_cond_t *c) noexcept nogil:
     cdef pthread_condattr_t attr
     pthread_condattr_init(&attr)
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC)
     pthread_cond_init(c, &attr)
     pthread_condattr_destroy(&attr)
-    return True
 
 
 cdef timespec deadline_in(double timeout_s) noexcept nogil:

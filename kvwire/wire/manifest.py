@@ -138,8 +138,8 @@ def check_grant(manifest: Manifest, grant: Grant) -> None:
     """
     if len(grant.runs) != len(manifest.groups):
         raise PlacementError(f"a grant for {len(grant.runs)} groups; the offer has {len(manifest.groups)}")
-    if not 4096 <= grant.cell_bytes <= 256 * 1024 or grant.cell_bytes % 4096:
-        raise PlacementError(f"cells of {grant.cell_bytes} bytes; expected a multiple of 4096 up to 262144")
+    if not isinstance(grant.cell_bytes, int) or not 4096 <= grant.cell_bytes <= 256 * 1024 or grant.cell_bytes % 4096:
+        raise PlacementError(f"cells of {grant.cell_bytes!r} bytes; expected a multiple of 4096 up to 262144")
     for index, (offer, runs) in enumerate(zip(manifest.groups, grant.runs, strict=True)):
         name = offer.spec.name
         if len(runs) > MAX_RUNS:

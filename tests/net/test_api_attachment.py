@@ -111,7 +111,7 @@ async def test_limits() -> None:
         largest = bytes(MAX_ATTACHMENT_BYTES - 3)  # msgpack's head of a short byte string takes 3
         with pytest.raises(AttachmentError, match=f"{MAX_ATTACHMENT_BYTES + 1} bytes; at most {MAX_ATTACHMENT_BYTES}"):
             out.attach(bytes(MAX_ATTACHMENT_BYTES - 2))
-        for value in (object(), {1, 2}, 2**64, [[lambda: None]]):
+        for value in (object(), {1, 2}, 2**64, [[lambda: None]], {(1, 2): 3}):
             with pytest.raises(AttachmentError, match="msgpack cannot carry"):
                 out.attach(value)
         out.attach(largest)

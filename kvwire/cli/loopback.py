@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import statistics
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import kvwire
-from kvwire.cli import busy, iperf3, machine
+from kvwire.cli import busy, iperf3, machine, record
+from kvwire.cli.arguments import Subparsers, parsed, within
 from kvwire.cli.failure import Failure
 from kvwire.cli.memory import kv_bytes, last_layer_bytes
 from kvwire.cli.pair import Pair, Run
@@ -63,36 +62,6 @@ def synthetic(nbytes: int, page_bytes: int) -> Job:
     return Job("bench", (spec,), blocks, max(1, round(nbytes / (layers * blocks * page_bytes))))
 
 
-class _Subparsers(Protocol):
-    def add_parser(self, name: str, **options: Any) -> argparse.ArgumentParser: ...
-
-
-def _parsed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """An argparse type whose ValueError is shown as it stands."""
-
-    def convert(text: str) -> Any:
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return convert
-
-
-def _within(low: float, high: float, number: type[int] | type[float]) -> Callable[[str], Any]:
-    def convert(text: str) -> Any:
-        try:
-            value = number(text)
-        except ValueError:
-            value = number(-1)
-        if not low <= value <= high:
-            kind = "an integer" if number is int else "a number"
-            raise ValueError(f"{text!r}; expected {kind} in {low:g} to {high:g}")
-        return value
-
-    return _parsed(convert)
-
-
 def _comparison(text: str) -> str | int:
     """The page size of "page=SIZE", or "iperf3" itself."""
     if text == "iperf3":
@@ -103,23 +72,23 @@ def _comparison(text: str) -> str | int:
     raise ValueError(f"{text!r} cannot be compared with; expected iperf3 or page=SIZE")
 
 
-def add_command(subparsers: _Subparsers) -> None:
+def add_command(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser("loopback", help="two processes on this machine", description=__doc__)
-    size = _parsed(parse_size)
+    size = parsed(parse_size)
     add = parser.add_argument
-    add("-P", dest="lanes", metavar="LANES", type=_within(1, 64, int), default=kvwire.Config().lanes, help="TCP lanes")
+    add("-P", dest="lanes", metavar="LANES", type=within(1, 64, int), default=kvwire.Config().lanes, help="TCP lanes")
     add("-n", dest="nbytes", metavar="BYTES", type=size, default=2048 * MIB, help="bytes per run, as 512MiB or 2G")
     add("--page", metavar="BYTES", type=size, default=MIB, help="page size")
     add("--scatter", action="store_true", help="pages in random order on both sides")
-    add("--model", type=_parsed(preset), metavar="NAME", help=f"move a model's KV: {', '.join(PRESETS)}")
-    add("--tokens", type=_within(1, MAX_TOKENS, int), metavar="N", help="tokens of the model's KV")
-    add("--prefill", type=_within(0, 600, float), metavar="SECONDS", default=0.0, help="pace layers over this time")
+    add("--model", type=parsed(preset), metavar="NAME", help=f"move a model's KV: {', '.join(PRESETS)}")
+    add("--tokens", type=within(1, MAX_TOKENS, int), metavar="N", help="tokens of the model's KV")
+    add("--prefill", type=within(0, 600, float), metavar="SECONDS", default=0.0, help="pace layers over this time")
     add("--busy-host", action="store_true", help="a pure-Python loop in both processes, beside loops of their own")
     add("--plain", action="store_true", help="CRC32C, no encryption (all there is so far)")
-    add("--vs", type=_parsed(_comparison), metavar="iperf3|page=SIZE", action="append", default=[], help="compare")
-    add("--runs", type=_within(1, 1000, int), metavar="N", default=5, help="rounds of the measurement")
+    add("--vs", type=parsed(_comparison), metavar="iperf3|page=SIZE", action="append", default=[], help="compare")
+    add("--runs", type=within(1, 1000, int), metavar="N", default=5, help="rounds of the measurement")
     add("--cc", metavar="NAME", help="congestion control of all sockets (cubic where there is one)")
-    add("--json", action="store_true", help="the last line is one JSON object")
+    add("--json", action="store_true", help=record.HELP)
     parser.set_defaults(command=command)
 
 
@@ -145,27 +114,29 @@ def command(options: argparse.Namespace) -> int:
     """Measures and prints. Exit status 1 where a byte was wrong."""
     jobs = jobs_of(options)
     congestion = machine.congestion(options.cc)
-    versions = machine.versions() | ({"iperf3": iperf3.version()} if "iperf3" in options.vs else {})
+    compared = {"iperf3": iperf3.version()} if "iperf3" in options.vs else {}
     machine.check_memory(2 * sum(job.transfer_bytes for job in jobs.values()))
-    job = jobs["kvwire"]
-    what = f"{job.model}, {job.tokens} tokens: " if options.model else ""
-    print(
-        f"{what}{show_size(job.transfer_bytes)} in {job.segments} segments, {job.transfers} times a run; "
-        f"{options.runs} runs, {options.lanes} lanes, CRC32C, {congestion}"
-    )
-    print(", ".join(f"{name} {version}" for name, version in versions.items()), flush=True)
+    job, here = jobs["kvwire"], machine.describe()
+    if not options.json:
+        what = f"{job.model}, {job.tokens} tokens: " if options.model else ""
+        print(
+            f"{what}{show_size(job.transfer_bytes)} in {job.segments} segments, {job.transfers} times a run; "
+            f"{options.runs} runs, {options.lanes} lanes, CRC32C, {congestion}"
+        )
+        print(", ".join([machine.show(here), *compared.values()]), flush=True)
     rounds = Rounds(jobs, options)
     with contextlib.ExitStack() as stack:
         rounds.measure(stack, kvwire.Config(lanes=options.lanes, congestion=congestion))
-    result = rounds.summary() | {"versions": versions}
-    for name, value in result.items():
-        if isinstance(value, float):
-            print(f"{name:>20}  {value:.4g}")
-    for sentence in result["damage"]:
-        print(f"WRONG: {sentence}")
-    print("every byte was right" if result["verified"] else "NOT VERIFIED: bytes were wrong")
+    result = rounds.summary() | compared
     if options.json:
-        print(json.dumps(result))
+        record.show(record.record("loopback", {"here": here}, result))
+    else:
+        for name, value in result.items():
+            if isinstance(value, float):
+                print(f"{name:>20}  {value:.4g}")
+        for sentence in result["damage"]:
+            print(f"WRONG: {sentence}")
+        print("every byte was right" if result["verified"] else "NOT VERIFIED: bytes were wrong")
     return 0 if result["verified"] else 1
 
 

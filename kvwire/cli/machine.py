@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import re
 import socket
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import kvwire
 from kvwire._ext import crc32c
@@ -46,11 +50,28 @@ def check_memory(nbytes: int) -> None:
             raise Failure(f"this needs {show_size(nbytes)} of memory and the host has {has}; ask for fewer tokens")
 
 
-def versions() -> dict[str, str]:
-    """Of all that has a say in a figure."""
+def describe() -> dict[str, Any]:
+    """What of this machine has a say in a figure: `host`, `cpu`, `cores` that may be used, `memory_bytes`, `kernel`,
+    `congestion` (the host's default), and the versions of kvwire and Python and the CRC32C code in use."""
+    with socket.socket() as sock:
+        default = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+    names = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return {
+        "host": platform.node(),
+        "cpu": names[0] if names else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": int(MEMORY.read_text().split()[1]) * 1024,
+        "kernel": platform.release(),
+        "congestion": default.rstrip(b"\0").decode(),
         "kvwire": kvwire.__version__,
         "python": platform.python_version(),
-        "kernel": platform.release(),
         "crc32c": crc32c.selected(),
     }
+
+
+def show(facts: Mapping[str, Any]) -> str:
+    """A description in one line."""
+    return (
+        f"{facts['cores']} cores of {facts['cpu']}, {show_size(facts['memory_bytes'])}, Linux {facts['kernel']}, "
+        f"Python {facts['python']}, kvwire {facts['kvwire']}, CRC32C {facts['crc32c']}"
+    )

@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "emulate": set(),
     "integrations": {"kvwire"},
     "routing": {"kvwire"},
-    "cli": {"kvwire", "emulate", "_ext.crc32c"},
+    "cli": {"kvwire", "emulate", "_ext.crc32c", "_ext.build_info", "_ext.libcrypto"},
 }
 BELOW_ASYNCIO = BASE | {"_ext", "wire", "congestion", "security", "codecs", "pool", "telemetry"}
 ASYNCIO = {"sockets", "link", "node", "transfer", "outgoing", "incoming"}

@@ -10,10 +10,10 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 		sys.exit(sys.version_info < (3, 11) or not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
 		>/dev/null 2>&1 && echo $$python && break; done)
 
-SOURCES := pyproject.toml setup.py README.md \
+SOURCES := pyproject.toml setup.py README.md kvwire/version.py \
 	$(shell find kvwire/_ext -name '*.pyx' -o -name '*.pxd' -o -name '*_impl.c' -o -name '*.h')
 
-.PHONY: demo test lint test-models test-arm clean
+.PHONY: demo test lint test-models test-arm test-package clean
 
 demo: $(STAMPS)/installed
 	$(BIN)/python -m kvwire.cli.demo
@@ -51,6 +51,11 @@ $(STAMPS)/models: $(STAMPS)/strict .ci/check_torch.py
 	$(BIN)/python -m pip install --quiet --editable '.[test,models]'
 	@touch $@
 
+# sdist, wheel from it, empty environment, a transfer: in each of PYTHONS, or in the first interpreter of each supported
+# version on PATH or under pyenv.
+test-package: $(STAMPS)/strict
+	$(BIN)/python tests/package/check_wheel.py $(PYTHONS)
+
 # The ARMv8 code of CRC32C, cross-compiled and run under emulation. Needs, as Debian names them: gcc-aarch64-linux-gnu,
 # libc6-dev-arm64-cross, qemu-user-static.
 test-arm:
@@ -63,5 +68,5 @@ test-arm:
 	qemu-aarch64-static build/crc32c_selftest_arm armv8-pmull armv8 portable
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info kvwire/_ext/lib .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -f kvwire/_ext/*.so $(patsubst %.pyx,%.c,$(wildcard kvwire/_ext/*.pyx))

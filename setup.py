@@ -13,22 +13,25 @@ if not sys.platform.startswith("linux"):
 EXT = Path("kvwire/_ext")
 
 FLAGS = ["-std=gnu11", "-O3", "-pthread", "-fvisibility=hidden", "-Wall", "-Wextra"]
-if os.environ.get("KVWIRE_WERROR") == "1":
-    FLAGS.append("-Werror")
+STRICT = ["-Werror"] if os.environ.get("KVWIRE_WERROR") == "1" else []
 
 
 def extension(pyx: Path) -> Extension:
-    sources, depends = [str(pyx)], []
-    if "kvwire_crc32c" in pyx.read_text():
+    text = pyx.read_text()
+    sources, depends, macros = [str(pyx)], [], []
+    if "kvwire_crc32c" in text:
         sources.append(str(EXT / "crc32c_impl.c"))
         depends.append(str(EXT / "crc32c_impl.h"))
+    if "KVWIRE_FLAGS" in text:
+        macros.append(("KVWIRE_FLAGS", f'"{" ".join(FLAGS)}"'))
     return Extension(
         f"kvwire._ext.{pyx.stem}",
         sources,
         depends=depends,
         include_dirs=[str(EXT)],
-        extra_compile_args=FLAGS,
-        extra_link_args=["-pthread"],
+        define_macros=macros,
+        extra_compile_args=FLAGS + STRICT,
+        extra_link_args=["-pthread", "-ldl"],  # libdl: part of libc from glibc 2.34 on
     )
 
 

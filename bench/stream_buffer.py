@@ -12,8 +12,8 @@ import statistics
 
 import kvwire
 from kvwire.cli import machine
-from kvwire.cli.loopback import synthetic
-from kvwire.cli.pair import Pair
+from kvwire.cli.jobs import synthetic
+from kvwire.cli.loopback.pair import Pair
 from kvwire.cli.units import KIB, MIB, show_size
 
 STREAM_BYTES = (128 * KIB, 256 * KIB, 512 * KIB, MIB, 2 * MIB, 4 * MIB)
@@ -27,7 +27,7 @@ def main() -> None:
     default, congestion = kvwire.Config(), machine.congestion(None)
     points = [(stream, default.lanes) for stream in STREAM_BYTES]
     points += [(default.stream_bytes, lanes) for lanes in LANES if lanes != default.lanes]
-    job = synthetic(256 * MIB, MIB)
+    job = synthetic(256 * MIB, MIB, 256 * MIB)
     seen: dict[tuple[int, int], list[float]] = {point: [] for point in points}
     with contextlib.ExitStack() as stack:
         pairs: dict[tuple[int, int], Pair] = {}

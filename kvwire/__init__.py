@@ -49,10 +49,11 @@ from kvwire.types import (
     block_hashes,
     layout_digest,
 )
-
-__version__ = "0.1.0"
+from kvwire.version import __version__
+from kvwire.wire import WIRE_VERSION
 
 __all__ = [
+    "WIRE_VERSION",
     "AddressNotFound",
     "AttachmentError",
     "BlockRange",
@@ -99,6 +100,7 @@ __all__ = [
     "SpecError",
     "VersionMismatch",
     "WrongThread",
+    "__version__",
     "block_hashes",
     "layout_digest",
     "run",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from ipaddress import ip_address
 
 from kvwire.errors import ConfigError
 from kvwire.types import ModelTag
@@ -69,6 +70,10 @@ class Config:
     """How long sent bytes may stay unacknowledged by the peer's kernel before a connection counts as dead
     (TCP_USER_TIMEOUT, RFC 5482)."""
 
+    local_addresses: tuple[str, ...] = ()
+    """IP addresses of this host to dial from; lanes take them in turn, so that several network cards share the work.
+    Only those of the peer's family count. Empty: the kernel chooses."""
+
     congestion: str | None = None
     """Kernel congestion control for lanes (TCP_CONGESTION), for example "cubic" or "bbr". None: the host's."""
 
@@ -99,8 +104,18 @@ class Config:
             raise ConfigError(f"plain is {self.plain!r}; expected True or False")
         if not isinstance(self.models, tuple) or not all(isinstance(tag, ModelTag) for tag in self.models):
             raise ConfigError(f"models is {self.models!r:.80}; expected a tuple of ModelTag")
+        if not isinstance(self.local_addresses, tuple) or not all(map(_is_address, self.local_addresses)):
+            raise ConfigError(f"local_addresses is {self.local_addresses!r:.80}; expected a tuple of IP addresses")
         if self.congestion is not None and not isinstance(self.congestion, str):
             raise ConfigError(f"congestion is {self.congestion!r:.80}; expected a name or None")
+
+
+def _is_address(text: object) -> bool:
+    try:
+        ip_address(text if isinstance(text, str) else "")
+    except ValueError:
+        return False
+    return True
 
 
 _DEFAULTS = {f.name: f.default for f in fields(Config)}

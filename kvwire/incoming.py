@@ -173,11 +173,6 @@ class Incoming(Transfer):
         return self._wait_end(timeout_s)
 
     @property
-    def progress(self) -> tuple[int, int]:
-        """Cells that have landed, cells in all."""
-        return self._handle.cells if self._handle is not None else (0, 0)
-
-    @property
     def attachment(self) -> Any:
         """The sender's attachment, after the commit; None where none was announced or before that."""
         raw = self._handle.attachment if self._handle is not None else None

@@ -19,6 +19,7 @@ from kvwire import sockets, wire
 from kvwire._ext.lanes import FAULTS, EngineLink
 from kvwire.errors import Closed, IntegrityError, KvwireError, LimitExceeded, LinkLost
 from kvwire.incoming import Incoming
+from kvwire.lanedialler import LaneDialler
 from kvwire.outgoing import Outgoing, check_source
 from kvwire.pool import Slots
 from kvwire.transfer import Transfer
@@ -35,9 +36,6 @@ LANE_FAULTS = 3
 """Damaged or dishonest lanes after which the link is ended: the path, or the peer, is not to be trusted."""
 MOST_LANES = 64
 """Lanes of one link, as Config.lanes has it."""
-REDIAL_FIRST_S = 0.05
-REDIAL_LONGEST_S = 2.0
-"""A lane that was lost is dialled again at once, then at growing intervals."""
 
 
 class Link:
@@ -50,9 +48,10 @@ class Link:
         self.peer = peer
         self.engine_link = EngineLink(node.engine)
         self._node = node
+        self.config = node.config
         self._sock = sock
         self._session = session
-        self._dialled = dialled
+        self._dialler = None if dialled is None else LaneDialler(self, dialled)
         self._outgoing: dict[int, Outgoing] = {}
         self._incoming: dict[int, Incoming] = {}
         self._offers: dict[int, tuple[asyncio.Future[Outgoing], Manifest, Mapping[str, Slots], int, int]] = {}
@@ -60,13 +59,9 @@ class Link:
         self._outbox = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._faults = 0
-        self._redials = 0
-        self._dialling = 0
-        self._lane_timer: asyncio.TimerHandle | None = None
         self._error: KvwireError | None = None
         self._greeted: asyncio.Future[None] = self.loop.create_future()
         self._closed: asyncio.Future[None] = self.loop.create_future()
-        self._lanes_up = asyncio.Event()
         self.lane_congestion: dict[int, str] = {}
         """Kernel congestion control of each lane, by lane number."""
 
@@ -84,6 +79,12 @@ class Link:
     def lanes(self) -> int:
         """Lanes that are up."""
         return self.engine_link.lanes_open
+
+    async def wait_closed(self) -> KvwireError:
+        """Wait until the link is closed or lost; says why."""
+        await asyncio.shield(self._closed)
+        assert self._error is not None
+        return self._error
 
     def lane_stats(self) -> list[LaneStats]:
         """Totals of each lane that is up."""
@@ -107,7 +108,7 @@ class Link:
         """
         self._check_open()
         check_source(manifest, source)
-        config = self._node.config
+        config = self.config
         transfer = self._session.offer(
             time.monotonic(),
             manifest,
@@ -148,7 +149,7 @@ class Link:
 
     def cell_bytes(self, wanted: int | None) -> int:
         """Cell size for a grant of this side."""
-        return self._node.config.cell_bytes if wanted is None else wanted
+        return self.config.cell_bytes if wanted is None else wanted
 
     def _granted(self, transfer: int, grant: Grant) -> None:
         waiting = self._offers.pop(transfer, None)
@@ -204,51 +205,15 @@ class Link:
 
     # --- lanes ----------------------------------------------------------------------------------------------------
 
-    async def _dial_lane(self, ticket: wire.Ticket) -> None:
-        assert self._dialled is not None
-        config = self._node.config
-        try:
-            sock = await sockets.dial(*self._dialled, config.connect_timeout_s)
-            with sock:  # closed again unless the engine has taken it over
-                random = secrets.token_bytes(32)
-                hello = wire.join_bytes(self._session.link_id, ticket.lane, ticket.incarnation, random, ticket.secret)
-                async with asyncio.timeout(config.handshake_timeout_s):
-                    await self.loop.sock_sendall(sock, hello)
-                self._add_lane(sock, ticket.lane, ticket.incarnation)
-        except (KvwireError, OSError):
-            self._want_lanes()
-        finally:
-            self._dialling -= 1
-
     def _add_lane(self, sock: socket.socket, lane: int, incarnation: int) -> None:
         """Hand a joined socket to the engine."""
         try:
-            congestion = sockets.tune_lane(sock, self._node.config)
+            congestion = sockets.tune_lane(sock, self.config)
             self.engine_link.add_lane(sock.detach(), lane, incarnation)
         except BaseException as error:
             self._session.lane_closed(time.monotonic(), lane, incarnation, str(error), 0)
             raise
         self.lane_congestion[lane] = congestion
-        self._redials = 0
-        if self.lanes >= self._node.config.lanes or self._dialled is None:
-            self._lanes_up.set()
-
-    def _want_lanes(self) -> None:
-        """Ask for tickets for the lanes that are missing, after a pause that grows until one is up."""
-        if not self.closed and self._dialled is not None and self._lane_timer is None:
-            pause = min(REDIAL_FIRST_S * 2 ** min(self._redials, 10), REDIAL_LONGEST_S)
-            self._redials += 1
-            self._lane_timer = self.loop.call_later(pause, self._request_lanes)
-
-    def _request_lanes(self) -> None:
-        self._lane_timer = None
-        if self.closed or self.lanes >= self._node.config.lanes:
-            return
-        missing = self._node.config.lanes - self.lanes - self._dialling
-        if missing > 0:
-            self._session.request_lanes(time.monotonic(), missing)
-            self._pump()
-        self._want_lanes()  # and look again, whatever becomes of the tickets
 
     def _engine_changed(self) -> None:
         """A lane has ended: say so, replace it, and lose patience with a peer whose lanes go wrong."""
@@ -261,7 +226,8 @@ class Link:
             if self._faults >= LANE_FAULTS:
                 self._lose(IntegrityError(f"{self._faults} lanes to {self.peer} went wrong, the last by {reason}"))
                 return
-            self._want_lanes()
+            if self._dialler is not None:
+                self._dialler.want()
         self._pump()
 
     # --- the control connection -----------------------------------------------------------------------------------
@@ -339,12 +305,11 @@ class Link:
             case wire.HelloDone():
                 if not self._greeted.done():
                     self._greeted.set_result(None)
-                if self._dialled is None:
+                if self._dialler is None:
                     self._issue_tickets(event.peer.lanes)
             case wire.Ticket():
-                if self.lanes + self._dialling < self._node.config.lanes:  # a ticket too many is left to expire
-                    self._dialling += 1
-                    self._spawn(self._dial_lane(event))
+                if self._dialler is not None:
+                    self._dialler.take(event)
             case wire.LanesWanted():
                 self._issue_tickets(event.count)
             case wire.Offered():
@@ -387,15 +352,15 @@ class Link:
     def _shut(self, error: KvwireError) -> None:
         self._error = error
         self._closed.set_result(None)
-        for timer in (self._timer, self._lane_timer):
-            if timer is not None:
-                timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._dialler is not None:
+            self._dialler.stop()
         for task in self._tasks:
             if task is not asyncio.current_task(self.loop):
                 task.cancel()
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
-        self._lanes_up.set()
         if not self._greeted.done():
             self._greeted.set_exception(error)
             self._greeted.exception()  # nobody may be waiting

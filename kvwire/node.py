@@ -22,6 +22,7 @@ from kvwire.errors import (
     LocalError,
     NotKvwire,
     ProtocolError,
+    RemoteError,
     VersionMismatch,
 )
 from kvwire.incoming import Incoming
@@ -59,7 +60,7 @@ class Node:
 
     @classmethod
     async def serve(cls, host: str = "", port: int = 0, config: Config | None = None) -> Node:
-        """A node that listens at `host` (empty: every address) and `port` (0: any free one, see `port`).
+        """A node that listens at `host` (empty: every address, IPv6 and IPv4) and `port` (0: any free one, see `port`).
 
         AddressNotFound or LocalError where that cannot be.
         """
@@ -101,21 +102,21 @@ class Node:
         self._check_open()
         until = self._loop.time() + self.config.connect_timeout_s
         where = f"{host} port {port}"
-        sock = await sockets.dial(host, port, self.config.connect_timeout_s)
+        sock = await sockets.dial(host, port, self.config.connect_timeout_s, self.config.local_addresses)
         link: Link | None = None
         try:
             async with asyncio.timeout_at(until):
                 sockets.tune(sock, self.config)
                 await self._loop.sock_sendall(sock, wire.control_preamble())
-                answer = await sockets.read_at_most(sock, wire.PREAMBLE_BYTES)
-                if len(answer) < wire.PREAMBLE_BYTES and wire.control_preamble().startswith(answer):
-                    raise LinkLost(f"{where} closed the connection after {len(answer)} bytes")
-                if wire.classify(answer.ljust(wire.PREAMBLE_BYTES, b"\0")) is not wire.ConnectionKind.CONTROL:
-                    raise NotKvwire(f"{where} answered as a lane, not as a node")
+                try:
+                    await _expect_node(sock)
+                except (RemoteError, LinkLost) as error:
+                    raise type(error)(f"{where}: {error}") from None
                 self._check_open()
-                link = self._make_link(sock, "dialler", where, (host, port))
+                link = self._make_link(sock, "dialler", where, sockets.numeric_peer(sock))
                 await asyncio.shield(link._greeted)
-                await link._lanes_up.wait()
+                assert link._dialler is not None
+                await link._dialler.all_up.wait()
                 if link._error is not None:  # lost again meanwhile
                     raise link._error
         except TimeoutError:
@@ -239,7 +240,7 @@ class Node:
                 log.warning("cannot accept connections: %s", error.strerror or error)
                 await asyncio.sleep(ACCEPT_PAUSE_S)
                 continue
-            self._spawn(self._greet(sock, f"{address[0]} port {address[1]}"))
+            self._spawn(self._greet(sock, sockets.show_address(address)))
 
     async def _greet(self, sock: socket.socket, peer: str) -> None:
         """Find out what a new connection is: a control connection, a lane of a known link, or a stranger."""
@@ -283,6 +284,15 @@ class Node:
         except BaseException:
             await link.close()
             raise
+
+
+async def _expect_node(sock: socket.socket) -> None:
+    """Reads a node's preamble. NotKvwire, VersionMismatch, ProtocolError or LinkLost for anything else."""
+    answer = await sockets.read_at_most(sock, wire.PREAMBLE_BYTES)
+    if len(answer) < wire.PREAMBLE_BYTES and wire.control_preamble().startswith(answer):
+        raise LinkLost(f"it closed the connection after {len(answer)} bytes")
+    if wire.classify(answer.ljust(wire.PREAMBLE_BYTES, b"\0")) is not wire.ConnectionKind.CONTROL:
+        raise NotKvwire("it answered as a lane, not as a node")
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

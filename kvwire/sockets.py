@@ -11,6 +11,8 @@ import errno
 import os
 import socket
 import struct
+from collections.abc import Sequence
+from typing import Any
 
 from kvwire.config import Config
 from kvwire.errors import (
@@ -25,6 +27,8 @@ from kvwire.errors import (
 
 TCP_USER_TIMEOUT = 18
 """linux/tcp.h"""
+IP_BIND_ADDRESS_NO_PORT = 24
+"""linux/in.h"""
 LONG_RTT_US = 2000
 """Above this RTT a path leaves the site, and BBR's indifference to stray loss is worth its CPU (docs/design.md)."""
 
@@ -111,10 +115,12 @@ def _check_port(port: object, lowest: int) -> None:
         raise ConfigError(f"port is {port!r}; expected {lowest} to 65535")
 
 
-async def dial(host: str, port: int, timeout_s: float) -> socket.socket:
+async def dial(host: str, port: int, timeout_s: float, sources: Sequence[str] = (), turn: int = 0) -> socket.socket:
     """A connected, non-blocking TCP socket. Tries every address of `host` in turn within `timeout_s`.
 
-    AddressNotFound, ConnectRefused, ConnectTimeout or NetworkError, about the last address tried.
+    `sources`: local addresses to dial from, of which those of the right family are taken by `turn`.
+    AddressNotFound, ConnectRefused, ConnectTimeout or NetworkError, about the last address tried; ConfigError where
+    a source is not an address of this host.
     """
     _check_port(port, 1)
     loop = asyncio.get_running_loop()
@@ -125,17 +131,47 @@ async def dial(host: str, port: int, timeout_s: float) -> socket.socket:
                 sock = socket.socket(family, socket.SOCK_STREAM)
                 try:
                     sock.setblocking(False)
+                    if sources:
+                        _bind_source(sock, sources, turn, host)
                     await loop.sock_connect(sock, address)
                     return sock
                 except OSError as error:
                     sock.close()
                     problem = _connect_error(host, port, error)
+                except NetworkError as error:
+                    sock.close()
+                    problem = error
                 except BaseException:
                     sock.close()
                     raise
     except TimeoutError:
         raise ConnectTimeout(f"{host} port {port} did not answer within {timeout_s:g} s") from None
     raise problem
+
+
+def _bind_source(sock: socket.socket, sources: Sequence[str], turn: int, host: str) -> None:
+    """Bind to one of the sources that have the socket's family; NetworkError where none has."""
+    fitting = [source for source in sources if (":" in source) == (sock.family == socket.AF_INET6)]
+    if not fitting:
+        raise NetworkError(f"{host} has an address of one family and the local addresses are of the other")
+    source = fitting[turn % len(fitting)]
+    try:
+        # Lets many connections share a source: the port is chosen when the destination is known (ip(7)).
+        sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+        sock.bind(socket.getaddrinfo(source, 0, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)[0][4])
+    except OSError as error:
+        raise ConfigError(f"cannot dial from {source}: {error.strerror or error}") from None
+
+
+def show_address(address: tuple[Any, ...]) -> str:
+    """A socket address in words; IPv4 in its own form, also where it came in over an IPv6 socket."""
+    return f"{address[0].removeprefix('::ffff:')} port {address[1]}"
+
+
+def numeric_peer(sock: socket.socket) -> tuple[str, int]:
+    """Address and port that a socket is connected to. A name may mean several hosts; this is the one that answered."""
+    host, port = socket.getnameinfo(sock.getpeername(), socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
+    return host, int(port)
 
 
 def _connect_error(host: str, port: int, error: OSError) -> Exception:
@@ -149,14 +185,19 @@ def _connect_error(host: str, port: int, error: OSError) -> Exception:
 
 
 async def listen(host: str, port: int, config: Config) -> socket.socket:
-    """A listening, non-blocking socket on the first address of `host`; port 0 lets the kernel choose."""
+    """A listening, non-blocking socket on the first address of `host`; port 0 lets the kernel choose.
+
+    An empty host means every address, IPv6 and IPv4; "::" and "0.0.0.0" one family each.
+    """
     _check_port(port, 0)
-    family, address = (await _resolve(host, port, passive=True))[0]
+    if not host and not socket.has_dualstack_ipv6():
+        host = "0.0.0.0"
+    family, address = (await _resolve(host or "::", port, passive=True))[0]
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6 and host in ("", "::"):
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, bool(host))
         sock.bind(address)
         sock.listen(max(128, config.max_handshakes))
         sock.setblocking(False)

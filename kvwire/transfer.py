@@ -79,6 +79,16 @@ class Transfer:
         return f"<{type(self).__name__} {self.transfer_id} of {self.manifest.request_id!r} {self.state}>"
 
     @property
+    def link(self) -> Link:
+        """The link it goes over."""
+        return self._link
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Cells that are in the receiver's slots, as far as this side knows, and cells in all; 0, 0 before a grant."""
+        return self._handle.cells if self._handle is not None else (0, 0)
+
+    @property
     def state(self) -> str:
         """ "offered" until a grant, then "active", and in the end "committed", "aborted" or "lost"."""
         if self._handle is not None:

@@ -119,6 +119,7 @@ cdef struct out_t:
     u64 first_ready_ns
     u64 last_ready_ns
     u64 receipt_ns
+    u64 acked_cells                # lock
     u64 resent_cells
     pthread_cond_t changed
 

@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The engine: native worker threads, each an epoll loop over its lanes. Workers never take the GIL."""
 
 import os

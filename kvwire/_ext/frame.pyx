@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Frames on a lane.
 
 Header, 48 bytes, little-endian: magic "KVWF", version, type, flags, codec, key epoch u32, segment u32, sequence

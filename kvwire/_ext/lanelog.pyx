@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The lane log: which run of cells each sequence number carried, until the peer has acknowledged it.
 
 Frames of one run have consecutive sequence numbers, so a run is one entry of a bounded ring. When a lane dies,

@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """A link as the engine knows it: its lanes and what they share."""
 
 import os

@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Segments: a virtual byte range over pages of registered memory."""
 
 from libc.string cimport memcpy

@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The ledger: a bitmap of landed cells per segment, and the right to write each cell exactly once."""
 
 from libc.stdlib cimport calloc, free, malloc

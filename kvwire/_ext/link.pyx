@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """What the lanes of a link share, and how a lane ends. Called by workers and, for O(1) work, by Python.
 
 Unless said otherwise a function is called with the link's lock held.

@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The way in of a byte: read into the lane's stream buffer, verify, claim, place, land.
 
 Frames are verified whole in the stream buffer before anything else happens, so no unverified byte enters a slot,
@@ -82,6 +81,7 @@ cdef bint on_ack(lane_t *via, const header_t *h, const char *payload, u64 now) n
             if t == NULL:
                 continue
             lane.acked_bytes += <u64>entry.run.count * t.cell_bytes
+            t.acked_cells += entry.run.count
             if lane.log.length < before:
                 out_unref(t)
     pthread_mutex_unlock(&link.lock)

@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The way out of a byte: claim, gather, checksum, one sendmsg.
 
 A batch is control frames (acknowledgements, receipts) and then a run of cells that is worth at most 10 ms of the

@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The send queue: runs of ready cells, by (class, deadline, order), claimed as late as possible.
 
 A binary heap of runs. A claim takes cells from the front of the first run; what is left keeps its place, so a

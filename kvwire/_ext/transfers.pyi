@@ -41,6 +41,10 @@ class OutTransfer:
         """CLOCK_MONOTONIC of the first and the last `ready` and of the receipt, 0 where not yet."""
 
     @property
+    def cells(self) -> tuple[int, int]:
+        """Cells that the receiver has acknowledged, cells in all."""
+
+    @property
     def resent_cells(self) -> int:
         """Cells that were sent on a lane that ended before they were acknowledged."""
 

@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Transfers as the engine knows them: what leaves, what arrives. Every method may be called from any thread."""
 
 cimport cython
@@ -222,6 +221,11 @@ cdef class OutTransfer:
     @property
     def times_ns(self):
         return self.t.first_ready_ns, self.t.last_ready_ns, self.t.receipt_ns
+
+    @property
+    def cells(self):
+        cdef u64 total = self.t.first_cell[self.t.segments] + self.t.has_attachment
+        return (total if self.t.state == COMMITTED else self.t.acked_cells), total
 
     @property
     def resent_cells(self):

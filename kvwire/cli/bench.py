@@ -1,4 +1,4 @@
-"""kvwire-bench: what kvwire does on this machine, beside something measured in the same run."""
+"""kvwire-bench: what kvwire does between two hosts and on this one, and what would make it faster."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import os
 import sys
 from collections.abc import Sequence
 
-from kvwire import KvwireError
-from kvwire.cli import loopback
+from kvwire import KvwireError, __version__
+from kvwire.cli.doctor import command as doctor
 from kvwire.cli.failure import Failure
+from kvwire.cli.hosts import run, serve
+from kvwire.cli.loopback import command as loopback
+from kvwire.cli.models import command as models
+from kvwire.cli.report import command as report
 
-COMMANDS = (loopback,)
+COMMANDS = (serve, run, loopback, models, doctor, report)
 """Each module has `add_command(subparsers)`, which sets the function to run as `command`."""
 
 
@@ -19,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 all well, 1 bytes were wrong, 2 it could not run, 130 interrupted."""
     try:
         parser = argparse.ArgumentParser(prog="kvwire-bench", description=__doc__)
+        parser.add_argument("--version", action="version", version=f"kvwire {__version__}")
         subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
         for module in COMMANDS:
             module.add_command(subparsers)

@@ -8,9 +8,9 @@ import sys
 from kvwire import Config, KvwireError
 from kvwire.cli import machine
 from kvwire.cli.failure import Failure
+from kvwire.cli.loopback.pair import Moved, Pair, Run
 from kvwire.cli.memory import kv_bytes
-from kvwire.cli.pair import Moved, Pair, Run
-from kvwire.cli.presets import Preset, preset
+from kvwire.cli.models.presets import Preset, preset
 from kvwire.cli.progress import Progress
 from kvwire.cli.units import show_size
 

@@ -42,12 +42,19 @@ def congestion(name: str | None) -> str:
     return name
 
 
+def available_bytes() -> int:
+    """Memory that the host can give without swapping."""
+    for line in MEMORY.read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
 def check_memory(nbytes: int) -> None:
     """`Failure` where the host has not `nbytes` to give."""
-    for line in MEMORY.read_text().splitlines():
-        if line.startswith("MemAvailable:") and int(line.split()[1]) * 1024 < nbytes:
-            has = show_size(int(line.split()[1]) * 1024)
-            raise Failure(f"this needs {show_size(nbytes)} of memory and the host has {has}; ask for fewer tokens")
+    if available_bytes() < nbytes:
+        has = show_size(available_bytes())
+        raise Failure(f"this needs {show_size(nbytes)} of memory and the host has {has}; ask for fewer tokens")
 
 
 def describe() -> dict[str, Any]:

@@ -10,10 +10,10 @@ BAR_CHARACTERS = 30
 
 
 class Progress:
-    """One line on a terminal that is written over; on exit it is gone."""
+    """One line on a terminal that is written over; on exit it is gone. `stream` None: nothing is shown."""
 
-    def __init__(self, stream: TextIO = sys.stderr) -> None:
-        self._stream = stream if stream.isatty() else None
+    def __init__(self, stream: TextIO | None = sys.stderr) -> None:
+        self._stream = stream if stream is not None and stream.isatty() else None
 
     def say(self, text: str, share: float | None = None) -> None:
         """Shows `text`, with a bar that is filled by `share` in 0 to 1."""

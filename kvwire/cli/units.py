@@ -27,3 +27,40 @@ def show_size(size: float) -> str:
         if size >= factor:
             return f"{size / factor:.4g} {unit}"
     return f"{size:.0f} B"
+
+
+_RATE_FACTORS = {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt])(?:bit/s|bps|bit)?", re.IGNORECASE)
+
+
+def parse_rate(text: str) -> float:
+    """Bits per second in "10G", "2.5 Gbit/s", "400M". Powers of 1000, as link rates are. ValueError otherwise."""
+    match = _RATE.fullmatch(text.strip())
+    if match is None or float(match[1]) == 0:
+        raise ValueError(f"{text!r} is no rate; expected bits per second such as 400M, 10G or 2.5Gbit/s")
+    return float(match[1]) * _RATE_FACTORS[match[2].lower()]
+
+
+def show_rate(bps: float) -> str:
+    """Bits per second as "10 Gbit/s", "42.6 Mbit/s"."""
+    return _decimal(bps, "bit/s")
+
+
+def show_time(seconds: float) -> str:
+    """Seconds as "40 ms", "0.3 ms", "1.5 s", "12 us"."""
+    for factor, unit in ((1.0, "s"), (1e-3, "ms")):
+        if seconds >= 0.1 * factor:
+            return f"{seconds / factor:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"
+
+
+def show_bytes(nbytes: float) -> str:
+    """Bytes that went over a wire, in powers of 1000 as link rates are: "49.1 GB"."""
+    return _decimal(nbytes, "B")
+
+
+def _decimal(value: float, unit: str) -> str:
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:.3g} {prefix}{unit}"
+    return f"{value:.0f} {unit}"

@@ -66,7 +66,9 @@ def classify(first: bytes) -> ConnectionKind:
     except ValueError:
         raise NotKvwire(f"this is {_looks_like(first)}, not kvwire; it begins with {first!r}") from None
     if version != WIRE_VERSION:
-        raise VersionMismatch(f"the peer speaks wire version {version}, this side {WIRE_VERSION}")
+        raise VersionMismatch(
+            f"the peer speaks wire version {version}, this side {WIRE_VERSION}", hint="install one kvwire on both"
+        )
     if flags != PLAIN:
         raise ProtocolError(f"the peer asks for a link with flags {flags:#x}; this side is plain ({PLAIN:#x})")
     return kind

@@ -28,6 +28,7 @@ from kvwire.errors import (
     SpecError,
 )
 from kvwire.types import Grant, Manifest
+from kvwire.version import __version__
 from kvwire.wire import events, schema, states
 from kvwire.wire.manifest import check_grant, model_misfit, pack_manifest, pack_runs, unpack_manifest, unpack_runs
 from kvwire.wire.preamble import Join
@@ -43,7 +44,7 @@ MAX_QUEUED_FACTOR = 4
 """Bytes waiting to be sent, in own largest messages: beyond it no further offer is taken, and a peer that has
 everything else answered without ever reading is given up."""
 REASON_CHARS = 2048
-SOFTWARE = "kvwire/0.1"
+SOFTWARE = f"kvwire/{__version__}"
 
 
 def _clip(reason: str) -> str:

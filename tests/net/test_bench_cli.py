@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 import kvwire
-from kvwire.cli import bench, iperf3, loopback, machine
+from kvwire.cli import bench, machine
 from kvwire.cli.failure import Failure
+from kvwire.cli.jobs import synthetic
+from kvwire.cli.loopback import command as loopback
+from kvwire.cli.loopback import iperf3
+from kvwire.cli.loopback.pair import Pair
+from kvwire.cli.loopback.peer import Peer, Process, Receiver
 from kvwire.cli.memory import KvMemory
-from kvwire.cli.pair import Pair
-from kvwire.cli.peer import Peer, Process, Receiver
-from kvwire.cli.presets import preset
+from kvwire.cli.models.presets import preset
 from kvwire.cli.units import parse_size, show_size
 
 MIB = 1 << 20
@@ -238,6 +241,6 @@ def test_sizes_for_people() -> None:
 
 
 def test_a_run_larger_than_the_buffer_cycles_it() -> None:
-    job = loopback.synthetic(2 << 30, MIB)
+    job = synthetic(2 << 30, MIB, loopback.BUFFER_BYTES)
     assert (job.transfer_bytes, job.transfers) == (512 * MIB, 4)
     assert machine.congestion(None)

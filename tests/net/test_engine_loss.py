@@ -53,12 +53,14 @@ def test_a_lane_is_closed_in_mid_transfer(receiving_side: bool) -> None:
 
 def test_what_a_black_hole_swallowed_is_sent_again() -> None:
     source, target = memories()
-    with Pair(1) as pair:
+    with Pair(0) as pair:
         ours, hole = tcp_pair()
         with hole:
             pair.sender.add_lane(ours.detach(), 1, 0)
             out, inc = pair.transfer(source, target)
             all_ready(out, source)
+            until(lambda: pair.sender.lane_stats()[0]["sent_bytes"], "the hole to take the first cells")
+            pair.add_lane(0)
             until(lambda: inc.cells[0] and pair.sender.queued_runs == 0, "all cells to be claimed")
             assert inc.state == "active"
             hole.shutdown(socket.SHUT_RDWR)

@@ -4,7 +4,7 @@ import pytest
 
 from kvwire import GroupKind
 from kvwire.cli.memory import kv_bytes, last_layer_bytes, steps
-from kvwire.cli.presets import FIT, PRESETS, preset
+from kvwire.cli.models.presets import FIT, PRESETS, preset
 
 KI, MIB = 1024, 1 << 20
 
@@ -29,6 +29,29 @@ def test_bytes_of_public_shapes(name: str, layers: int, per_token: int, fixed: i
     model = preset(name)
     assert model.kv_bytes(16 * KI) == 16 * KI * per_token + fixed
     assert len({layer for spec in model.specs() for layer in spec.layers}) == layers
+
+
+@pytest.mark.parametrize(
+    ("name", "per_token", "fixed"),
+    [
+        # KiB per token as the LLM Architecture Gallery has them: 248, 30, 11.25 (Ling 2.5), 7.875, 68.625 (Kimi K2,
+        # whose MLA is that of DeepSeek-V3); fixed: layers x (state in fp32 + convolution inputs in bf16).
+        ("minimax-m2.5", 248 * KI, 0),
+        ("qwen3-235b", 188 * KI, 0),
+        ("qwen3.5-397b", 30 * KI, 45 * (64 * 128 * 128 * 4 + (2 * 16 * 128 + 64 * 128) * 3 * 2)),
+        ("ring-2.5-1t", 11520, 70 * 64 * 128 * 128 * 4),
+        ("deepseek-v3", 70272, 0),
+        # 9 full layers of 4 heads, 39 of 8 with a window of 128; keys of 192, values of 128.
+        ("mimo-v2-flash", 9 * 4 * (192 + 128) * 2, 39 * 8 * (192 + 128) * 2 * 128),
+    ],
+)
+def test_bytes_of_published_models(name: str, per_token: int, fixed: int) -> None:
+    assert preset(name).kv_bytes(8 * KI) == 8 * KI * per_token + fixed
+
+
+def test_every_source_is_named_and_only_the_case_study_is_a_fit() -> None:
+    assert [model.name for model in PRESETS.values() if model.source == FIT] == ["case-study-1t"]
+    assert all("/" in model.source for model in PRESETS.values() if model.source != FIT)
 
 
 def test_sliding_window_stops_growing() -> None:
@@ -62,5 +85,7 @@ def test_hybrids_interleave_three_to_one() -> None:
 def test_a_misspelt_name_suggests() -> None:
     with pytest.raises(ValueError, match="did you mean kimi-linear-48b"):
         preset("kimi-liner-48b")
+    with pytest.raises(ValueError, match=r"did you mean qwen3-235b"):
+        preset("Qwen3-235B-A22B")
     with pytest.raises(ValueError, match=r"there are llama-3-70b, .*case-study-1t"):
         preset("xyzzy")

@@ -10,13 +10,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-BASE = {"errors", "types", "config"}
+BASE = {"errors", "types", "config", "version"}
 # Of the data plane: what neither owns a thread nor touches a socket, so that a test can drive it from Python.
 PURE_EXT = {"_ext.crc32c", "_ext.frame", "_ext.lanelog", "_ext.layout", "_ext.ledger", "_ext.sendqueue"}
 
 # A name stands for the module or package and all below it. "kvwire" is the public API: `import kvwire` and the names
 # it exports, no submodule.
 MAY_IMPORT: dict[str, set[str]] = {
+    "version": set(),
     "errors": BASE,
     "types": BASE,
     "config": BASE,
@@ -33,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {"kvwire", "emulate", "_ext.crc32c", "_ext.build_info", "_ext.libcrypto"},
 }
 BELOW_ASYNCIO = BASE | {"_ext", "wire", "congestion", "security", "codecs", "pool", "telemetry"}
-ASYNCIO = {"sockets", "link", "node", "transfer", "outgoing", "incoming"}
+ASYNCIO = {"sockets", "link", "lanedialler", "node", "transfer", "outgoing", "incoming"}
 MAY_IMPORT |= {part: BELOW_ASYNCIO | ASYNCIO for part in {"__init__"} | ASYNCIO}
 
 PURE = {"wire", "congestion"}

@@ -11,8 +11,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from kvwire.cli.pair import Pair, Run, marks
-from kvwire.cli.peer import Mark, Peer, Process
+from kvwire.cli.loopback.pair import Pair, Run, marks
+from kvwire.cli.loopback.peer import Mark, Peer, Process
 
 FREE_S = 0.2
 """How long the loops run without a transfer, to learn their own rate."""

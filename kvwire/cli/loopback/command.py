@@ -5,61 +5,23 @@ from __future__ import annotations
 import argparse
 import contextlib
 import statistics
-from dataclasses import dataclass
 from typing import Any
 
 import kvwire
-from kvwire.cli import busy, iperf3, machine, record
+from kvwire.cli import machine, record
 from kvwire.cli.arguments import Subparsers, parsed, within
 from kvwire.cli.failure import Failure
-from kvwire.cli.memory import kv_bytes, last_layer_bytes
-from kvwire.cli.pair import Pair, Run
-from kvwire.cli.presets import PRESETS, preset
+from kvwire.cli.jobs import Job, add_job_arguments, job_of, synthetic
+from kvwire.cli.loopback import busy, iperf3
+from kvwire.cli.loopback.pair import Pair, Run
+from kvwire.cli.memory import last_layer_bytes
 from kvwire.cli.progress import Progress
 from kvwire.cli.units import GB, MIB, parse_size, show_size
 
 BUFFER_BYTES = 512 * MIB
 """Largest transfer of the synthetic group; a larger run moves several through the same memory."""
-SEGMENTS = 8
-"""Layers of the synthetic group."""
-MAX_PAGE_BYTES = 256 * MIB
-MAX_TOKENS = 1 << 24
 IPERF3_STREAMS = (1, 2, 4)
 TAIL_SLACK_S = 0.005
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What one run moves."""
-
-    model: str
-    specs: tuple[kvwire.GroupSpec, ...]
-    tokens: int
-    transfers: int
-
-    @property
-    def transfer_bytes(self) -> int:
-        return kv_bytes(self.specs, self.tokens)
-
-    @property
-    def segments(self) -> int:
-        return sum(len(spec.layers) for spec in self.specs)
-
-
-def synthetic(nbytes: int, page_bytes: int) -> Job:
-    """About `nbytes` in whole pages of one size, in transfers of at most BUFFER_BYTES. `Failure` if impossible."""
-    if page_bytes % 8 or not 512 <= page_bytes <= MAX_PAGE_BYTES:
-        raise Failure(f"--page is {page_bytes} bytes; expected a multiple of 8 in 512 to {MAX_PAGE_BYTES}")
-    if nbytes < page_bytes:
-        raise Failure(f"-n {show_size(nbytes)} is less than one page of {show_size(page_bytes)}")
-    transfer = min(nbytes, BUFFER_BYTES)
-    layers = min(SEGMENTS, transfer // page_bytes)
-    blocks = transfer // (layers * page_bytes)
-    part = kvwire.Part("page", (page_bytes,))
-    spec = kvwire.GroupSpec(
-        "pages", kvwire.GroupKind.FULL, tuple(range(layers)), kvwire.DType.UINT8, (part,), block_tokens=1
-    )
-    return Job("bench", (spec,), blocks, max(1, round(nbytes / (layers * blocks * page_bytes))))
 
 
 def _comparison(text: str) -> str | int:
@@ -74,15 +36,11 @@ def _comparison(text: str) -> str | int:
 
 def add_command(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser("loopback", help="two processes on this machine", description=__doc__)
-    size = parsed(parse_size)
     add = parser.add_argument
     add("-P", dest="lanes", metavar="LANES", type=within(1, 64, int), default=kvwire.Config().lanes, help="TCP lanes")
+    size = parsed(parse_size)
     add("-n", dest="nbytes", metavar="BYTES", type=size, default=2048 * MIB, help="bytes per run, as 512MiB or 2G")
-    add("--page", metavar="BYTES", type=size, default=MIB, help="page size")
-    add("--scatter", action="store_true", help="pages in random order on both sides")
-    add("--model", type=parsed(preset), metavar="NAME", help=f"move a model's KV: {', '.join(PRESETS)}")
-    add("--tokens", type=within(1, MAX_TOKENS, int), metavar="N", help="tokens of the model's KV")
-    add("--prefill", type=within(0, 600, float), metavar="SECONDS", default=0.0, help="pace layers over this time")
+    add_job_arguments(parser)
     add("--busy-host", action="store_true", help="a pure-Python loop in both processes, beside loops of their own")
     add("--plain", action="store_true", help="CRC32C, no encryption (all there is so far)")
     add("--vs", type=parsed(_comparison), metavar="iperf3|page=SIZE", action="append", default=[], help="compare")
@@ -95,19 +53,13 @@ def add_command(subparsers: Subparsers) -> None:
 def jobs_of(options: argparse.Namespace) -> dict[str, Job]:
     """What is measured in each round, "kvwire" first. `Failure` for flags that do not go together."""
     pages = [page for page in options.vs if page != "iperf3"]
-    if options.model is None:
-        if options.tokens is not None:
-            raise Failure("--tokens needs --model")
-        mine = synthetic(options.nbytes, options.page)
-    elif options.tokens is None:
-        raise Failure("--model needs --tokens")
-    elif pages:
-        raise Failure("--vs page=SIZE compares page sizes; a model has its own")
-    else:
-        mine = Job(options.model.name, options.model.specs(), options.tokens, 1)
     if len(pages) > 1:
         raise Failure("--vs page=SIZE can be given once")
-    return {"kvwire": mine} | ({"page": synthetic(options.nbytes, pages[0])} if pages else {})
+    if pages and options.model is not None:
+        raise Failure("--vs page=SIZE compares page sizes; a model has its own")
+    mine = job_of(options, options.nbytes, BUFFER_BYTES)
+    other = {"page": synthetic(options.nbytes, pages[0], BUFFER_BYTES)} if pages else {}
+    return {"kvwire": mine} | other
 
 
 def command(options: argparse.Namespace) -> int:

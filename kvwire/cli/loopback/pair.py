@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 import kvwire
-from kvwire.cli.peer import Mark, Peer, Process, Receiver, Sender, Sent
+from kvwire.cli.loopback.peer import Mark, Peer, Process, Receiver, Sender, Sent
 from kvwire.cli.units import GB
 
 POLL_S = 0.1

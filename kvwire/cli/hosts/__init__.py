@@ -1,0 +1,1 @@
+"""kvwire-bench serve and run: a measurement between two hosts."""

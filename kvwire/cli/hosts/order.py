@@ -1,0 +1,109 @@
+"""What a client of kvwire-bench orders, and how both ends carry it out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar
+
+import kvwire
+from kvwire.cli.failure import Failure
+from kvwire.cli.hosts.flow import Flow, Sink, Source
+from kvwire.cli.hosts.tasks import finish
+from kvwire.cli.memory import KvMemory, kv_bytes
+
+T = TypeVar("T")
+
+LONGEST_S = 86400.0
+MOST_AT_ONCE = 16
+STALL_S = 60.0
+"""A measurement in which nothing lands for so long is given up."""
+LOOK_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """For how long (`seconds`) or how many transfers, in which directions, how many transfers at once.
+
+    `up`: from client to server. `prefill_s`: layers become ready evenly over this time. `scatter`: pages in random
+    order.
+    """
+
+    up: bool
+    down: bool
+    seconds: float | None
+    transfers: int | None
+    at_once: int
+    prefill_s: float
+    scatter: bool
+
+    def show(self) -> str:
+        """In words."""
+        amount = f"{self.transfers} transfers" if self.seconds is None else f"{self.seconds:g} s"
+        ways = " and ".join(way for way, wanted in (("up", self.up), ("down", self.down)) if wanted)
+        return f"{ways}, {amount}, {self.at_once} at once"
+
+    def to_wire(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_wire(cls, value: object) -> Order:
+        """`Failure` for what no client says."""
+
+        def number(value: object, low: float, high: float, *kinds: type) -> bool:
+            return type(value) in kinds and low <= value <= high  # type: ignore[operator]
+
+        names = {field.name for field in fields(cls)}
+        if not isinstance(value, dict) or set(value) != names:
+            raise Failure(f"an order of {value!r:.100}; expected {', '.join(sorted(names))}")
+        order = cls(**value)
+        if not (
+            all(type(flag) is bool for flag in (order.up, order.down, order.scatter))
+            and (order.up or order.down)
+            and (order.seconds is None) != (order.transfers is None)
+            and (order.seconds is None or number(order.seconds, 0, LONGEST_S, int, float))
+            and (order.transfers is None or number(order.transfers, 1, 1 << 40, int))
+            and number(order.at_once, 1, MOST_AT_ONCE, int)
+            and number(order.prefill_s, 0, LONGEST_S, int, float)
+        ):
+            raise Failure(f"an order that cannot be carried out: {value!r:.200}")
+        return order
+
+    def memory_bytes(self, specs: Sequence[kvwire.GroupSpec], tokens: int, *, sends: bool, receives: bool) -> int:
+        """What one end needs, with one memory more where it receives, so that they take turns.
+
+        `Failure` for blocks that cannot be checked.
+        """
+        for spec in specs:
+            if spec.block_bytes % 8:
+                raise Failure(f"group {spec.name} has blocks of {spec.block_bytes} bytes; expected a multiple of 8")
+        return kv_bytes(specs, tokens) * (self.at_once * sends + (self.at_once + 1) * receives)
+
+    def flows(
+        self, link: kvwire.Link, specs: Sequence[kvwire.GroupSpec], tokens: int, *, sends: bool, receives: bool
+    ) -> tuple[Source | None, Sink | None]:
+        """The flows of one end. Takes a while: all of the memory is written."""
+
+        def memories(count: int, seed: int) -> list[KvMemory]:
+            return [KvMemory(specs, tokens, seed + number if self.scatter else None) for number in range(count)]
+
+        source = Source(link, memories(self.at_once, 1), self.prefill_s) if sends else None
+        return source, Sink(memories(self.at_once + 1, 1 + MOST_AT_ONCE)) if receives else None
+
+    async def unless_stalled(self, work: Coroutine[Any, Any, T], flows: Sequence[Flow]) -> T:
+        """The result of `work`. `Failure`, and the work is cancelled, when nothing has landed for STALL_S."""
+        task = asyncio.ensure_future(work)
+        seen, since = -1, time.monotonic()
+        try:
+            while not task.done():
+                landed = sum(flow.landed_bytes for flow in flows)
+                if landed != seen:
+                    seen, since = landed, time.monotonic()
+                elif time.monotonic() - since > STALL_S + self.prefill_s:
+                    raise Failure(f"nothing has moved for {STALL_S:.0f} s; given up")
+                await asyncio.wait((task,), timeout=LOOK_S)
+            return await task
+        finally:
+            await finish(task)

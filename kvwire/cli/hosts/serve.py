@@ -1,0 +1,197 @@
+"""kvwire-bench serve: the other end of `kvwire-bench run`, for any number of clients."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import kvwire
+from kvwire.cli import machine
+from kvwire.cli.arguments import DEFAULT_PORT, Subparsers, add_address_arguments, local_address, parsed, within
+from kvwire.cli.failure import Failure
+from kvwire.cli.hosts.channel import Channel
+from kvwire.cli.hosts.flow import Sink, Source
+from kvwire.cli.hosts.order import LONGEST_S, Order
+from kvwire.cli.hosts.tasks import finish, together
+from kvwire.cli.units import parse_size, show_bytes, show_rate, show_size
+
+FIRST_WORD_S = 30.0
+"""How long a client may be connected before it orders something."""
+LAST_WORD_S = 5.0
+"""How long a client may stay when it has its results."""
+LOOK_S = 1.0
+
+
+def add_command(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser("serve", help="wait for kvwire-bench run on another host", description=__doc__)
+    add = parser.add_argument
+    add("-p", "--port", type=within(0, 65535, int), default=DEFAULT_PORT, help=f"port to listen on ({DEFAULT_PORT})")
+    add_address_arguments(parser, "address to listen at; every address without")
+    add("-1", "--one-off", action="store_true", help="end after one client")
+    add("--max-memory", metavar="BYTES", type=parsed(parse_size), help="for all clients; half of what is free without")
+    add("--cc", metavar="NAME", help="congestion control of what this side sends; chosen by round-trip time without")
+    add("--plain", action="store_true", help="CRC32C, no encryption (all there is so far)")
+    parser.set_defaults(command=command)
+
+
+def command(options: argparse.Namespace) -> int:
+    """Serves until it is interrupted or terminated, which is no failure."""
+    if options.cc is not None:
+        machine.congestion(options.cc)
+    return kvwire.run(_serve(options))
+
+
+async def _serve(options: argparse.Namespace) -> int:
+    host = local_address(options)
+    config = kvwire.Config(congestion=options.cc, transfer_timeout_s=LONGEST_S)
+    async with await kvwire.Node.serve(host, options.port, config) as node:
+        memory_bytes = options.max_memory or machine.available_bytes() // 2
+        serving = asyncio.ensure_future(Server(node, memory_bytes).run(once=options.one_off))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, serving.cancel)
+        _say(f"listening at {host or 'every address'}, port {node.port}; {show_size(memory_bytes)} for clients")
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+class Server:
+    """Takes offers from all links and gives each link's to its session."""
+
+    def __init__(self, node: kvwire.Node, memory_bytes: int) -> None:
+        self.node = node
+        self.memory_bytes = memory_bytes
+        self._sessions: dict[kvwire.Link, Session] = {}
+        self._first_seen: dict[kvwire.Link, float] = {}
+
+    async def run(self, *, once: bool) -> None:
+        """Until it is cancelled; `once`: until the first session is over."""
+        tasks: set[asyncio.Future[None]] = {asyncio.ensure_future(self._look())}
+        accepting: asyncio.Future[Any] = asyncio.ensure_future(self.node.accept())
+        try:
+            while True:
+                await asyncio.wait({accepting, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+                if accepting.done():
+                    incoming = accepting.result()
+                    accepting = asyncio.ensure_future(self.node.accept())
+                    if incoming.link not in self._sessions:
+                        self._sessions[incoming.link] = Session(self, incoming.link)
+                        tasks.add(asyncio.ensure_future(self._sessions[incoming.link].run()))
+                    self._sessions[incoming.link].channel.take(incoming)
+                for task in [task for task in tasks if task.done()]:
+                    tasks.remove(task)
+                    task.result()
+                    if once:
+                        return
+        finally:
+            await finish(accepting, *tasks)
+
+    async def _look(self) -> None:
+        """Closes links that have ordered nothing for too long."""
+        while True:
+            now = time.monotonic()
+            self._sessions = {link: session for link, session in self._sessions.items() if not link.closed}
+            self._first_seen = {link: self._first_seen.get(link, now) for link in self.node.links}
+            for link, since in self._first_seen.items():
+                if link not in self._sessions and now - since > FIRST_WORD_S:
+                    _say(f"{link.peer}: said nothing for {FIRST_WORD_S:.0f} s")
+                    await link.close()
+            await asyncio.sleep(LOOK_S)
+
+    def reserve(self, nbytes: int) -> None:
+        """Takes memory out of what clients may have. `Failure` where there is not so much."""
+        if nbytes > self.memory_bytes:
+            has = show_size(self.memory_bytes)
+            raise Failure(f"this needs {show_size(nbytes)} of memory at the server, which has {has} for it")
+        self.memory_bytes -= nbytes
+
+    def give_back(self, nbytes: int) -> None:
+        """Ends what `reserve` began."""
+        self.memory_bytes += nbytes
+
+
+class Session:
+    """One client: its order, the flows, the results."""
+
+    def __init__(self, server: Server, link: kvwire.Link) -> None:
+        self.channel = Channel(link)
+        self._server = server
+
+    async def run(self) -> None:
+        """Raises nothing, whatever the client brings about: the others are to be served. Closes the link in the end."""
+        channel = self.channel
+        try:
+            _, (manifest, wish) = await channel.while_open(channel.hear("order", within_s=FIRST_WORD_S))
+            await channel.while_open(self._take_order(manifest, wish))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(channel.link.wait_closed(), LAST_WORD_S)
+        except (Failure, kvwire.KvwireError) as error:
+            self._say(str(error))
+        except Exception as error:
+            self._say(f"internal error: {error!r}")
+        finally:
+            await channel.link.close()
+
+    async def _take_order(self, manifest: kvwire.Manifest, wish: object) -> None:
+        specs = [group.spec for group in manifest.groups]
+        try:
+            order = Order.from_wire(wish)
+            needed = order.memory_bytes(specs, manifest.tokens, sends=order.down, receives=order.up)
+            self._server.reserve(needed)
+        except Failure as failure:
+            self._say(f"refused: {failure}")
+            await self.channel.say("refused", str(failure))
+            return
+        self._say(order.show())
+        try:
+            await self._carry_out(order, specs, manifest.tokens)
+        finally:
+            self.channel.on_data = None
+            self._server.give_back(needed)
+
+    async def _carry_out(self, order: Order, specs: Sequence[kvwire.GroupSpec], tokens: int) -> None:
+        channel = self.channel
+        source, sink = await asyncio.to_thread(
+            order.flows, channel.link, specs, tokens, sends=order.down, receives=order.up
+        )
+        if sink is not None:
+            channel.on_data = sink.take
+        await channel.say("ready", machine.describe())
+        parts = [self._send(source, order)] if source else []
+        parts += [self._receive(sink)] if sink else []
+        await order.unless_stalled(together(*parts), [flow for flow in (source, sink) if flow])
+
+    async def _send(self, source: Source, order: Order) -> None:
+        async def stop() -> None:
+            await self.channel.hear("stop", within_s=None)
+            source.stop()
+
+        stopping = asyncio.ensure_future(stop())
+        try:
+            await source.run(order.seconds, order.transfers)
+        finally:
+            await finish(stopping)
+        await self.channel.say("sent", source.result())
+        self._report("sent", source.measured_bytes, source.seconds)
+
+    async def _receive(self, sink: Sink) -> None:
+        _, (_, sent) = await self.channel.hear("sent", within_s=None)
+        await sink.end()
+        await self.channel.say("received", await asyncio.to_thread(sink.check))
+        self._report("received", sent["bytes"], sent["seconds"])
+
+    def _report(self, what: str, nbytes: int, seconds: float) -> None:
+        rate = show_rate(8 * nbytes / seconds if seconds else 0.0)
+        self._say(f"{what} {show_bytes(nbytes)} in {seconds:.1f} s, {rate}")
+
+    def _say(self, text: str) -> None:
+        _say(f"{self.channel.link.peer}: {text}")

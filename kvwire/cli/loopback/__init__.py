@@ -1,0 +1,1 @@
+"""kvwire-bench loopback: a measurement between two processes of one host."""

@@ -1,0 +1,1 @@
+"""kvwire-bench models: what the KV cache of a model consists of."""

@@ -1,0 +1,1 @@
+"""kvwire-bench report: from JSON records to one HTML page."""

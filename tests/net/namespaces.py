@@ -1,0 +1,63 @@
+"""Two hosts on one machine: network namespaces joined by a veth, with an IPv4 and an IPv6 address each."""
+
+import itertools
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import pytest
+
+_numbers = itertools.count()
+
+needs_namespaces = pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("ip") is None, reason="namespaces need root and iproute2"
+)
+
+
+@dataclass(frozen=True)
+class Host:
+    """A namespace and its addresses."""
+
+    name: str
+    ipv4: str
+    ipv6: str
+
+    def command(self, *command: str) -> list[str]:
+        """The command, to be run on this host."""
+        return ["ip", "netns", "exec", self.name, *command]
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=10)
+
+
+@contextmanager
+def namespace(name: str) -> Iterator[str]:
+    """A network namespace with its loopback up; on the way out it is gone, and with it what was in it."""
+    unique = f"kvwire-{os.getpid()}-{next(_numbers)}-{name}"
+    _ip("netns", "add", unique)
+    try:
+        _ip("-n", unique, "link", "set", "lo", "up")
+        yield unique
+    finally:
+        _ip("netns", "del", unique)
+
+
+@contextmanager
+def two_hosts() -> Iterator[tuple[Host, Host]]:
+    """Joined by a veth called "wire" on both."""
+    with ExitStack() as stack:
+        hosts = [
+            Host(stack.enter_context(namespace(name)), f"10.78.0.{number}", f"fd78::{number}")
+            for number, name in enumerate(("a", "b"), 1)
+        ]
+        first, second = (host.name for host in hosts)
+        _ip("-n", first, "link", "add", "wire", "type", "veth", "peer", "name", "wire", "netns", second)
+        for host in hosts:
+            _ip("-n", host.name, "link", "set", "wire", "up")
+            _ip("-n", host.name, "address", "add", f"{host.ipv4}/24", "dev", "wire")
+            _ip("-n", host.name, "address", "add", f"{host.ipv6}/64", "dev", "wire", "nodad")
+        yield hosts[0], hosts[1]

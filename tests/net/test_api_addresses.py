@@ -1,0 +1,116 @@
+"""Which addresses a node listens at, dials from and dials to."""
+
+import asyncio
+import socket
+from typing import Any
+
+import pytest
+
+from kvwire import Closed, Config, ConfigError, ConnectRefused, LinkLost, NetworkError, Node
+from tests.net import kit
+from tests.net.kit import joined
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+needs_ipv6 = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6 loopback")
+
+
+@needs_ipv6
+async def test_an_empty_host_means_both_families() -> None:
+    async with await Node.serve("", 0) as node, await Node.start() as client:
+        for host in ("127.0.0.1", "::1"):
+            link = await client.connect(host, node.port)
+            await link.close()
+
+
+@needs_ipv6
+@pytest.mark.parametrize(("host", "good", "bad"), [("::", "::1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1", "::1")])
+async def test_a_wildcard_of_one_family_is_of_one_family(host: str, good: str, bad: str) -> None:
+    async with await Node.serve(host, 0) as node, await Node.start() as client:
+        await client.connect(good, node.port)
+        with pytest.raises(ConnectRefused):
+            await client.connect(bad, node.port)
+
+
+async def test_ipv4_is_shown_as_ipv4() -> None:
+    async with await Node.serve("", 0) as node, await Node.start() as client:
+        await client.connect("127.0.0.1", node.port)
+        await kit.eventually(lambda: node.links, "a link")
+        assert [link.peer.split()[0] for link in node.links] == ["127.0.0.1"]
+
+
+async def test_lanes_are_dialled_from_the_local_addresses_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    add_lane = Node._identify
+
+    async def note(node: Node, sock: socket.socket, peer: str) -> None:
+        seen.append(peer.split()[0])
+        await add_lane(node, sock, peer)
+
+    monkeypatch.setattr(Node, "_identify", note)
+    sources = ("127.0.0.2", "::1", "127.0.0.3")
+    async with joined(Config(), Config(lanes=4, local_addresses=sources)) as pair:
+        await kit.move(pair.link, pair.server, "from-several")
+    assert seen[0] == "127.0.0.2"
+    assert sorted(seen[1:]) == ["127.0.0.2", "127.0.0.2", "127.0.0.3", "127.0.0.3"]
+
+
+async def test_a_source_that_is_not_ours() -> None:
+    async with await Node.serve("127.0.0.1", 0) as node:
+        async with await Node.start(Config(local_addresses=("192.0.2.1",))) as client:
+            with pytest.raises(ConfigError, match=r"cannot dial from 192\.0\.2\.1"):
+                await client.connect("127.0.0.1", node.port)
+        async with await Node.start(Config(local_addresses=("::1",))) as client:
+            with pytest.raises(NetworkError, match="the local addresses are of the other"):
+                await client.connect("127.0.0.1", node.port)
+
+
+@pytest.mark.parametrize("value", ["127.0.0.1", ("localhost",), ("127.0.0.1", 7), (b"127.0.0.1",), ("10.0.0.256",)])
+def test_local_addresses_are_addresses(value: Any) -> None:
+    with pytest.raises(ConfigError, match="local_addresses"):
+        Config(local_addresses=value)
+
+
+async def test_lanes_go_to_the_host_that_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name may stand for several hosts, and mean another one at the next look-up."""
+    async with await Node.serve("127.0.0.1", 0) as node, await Node.start() as client:
+        looked_up: list[str] = []
+        resolve = asyncio.get_running_loop().getaddrinfo
+
+        async def note(host: str, *arguments: Any, **more: Any) -> Any:
+            looked_up.append(host)
+            return await resolve(host, *arguments, **more)
+
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", note, raising=False)
+        await client.connect("localhost", node.port)
+        assert looked_up.count("localhost") == 1
+
+
+async def test_progress_on_both_sides() -> None:
+    async with joined() as pair:
+        offer = kit.manifest("progress", (kit.FULL,))
+        source, target = kit.Caches(offer, filled=True), kit.Caches(offer)
+        out, incoming = await kit.granted(pair.link, pair.server, offer, source, target)
+        assert out.link is pair.link
+        assert incoming.link is pair.back
+        cells = incoming.progress[1]
+        assert cells > 1
+        assert out.progress == (0, cells)
+        out.ready("full", 0)
+        await kit.eventually(lambda: out.progress == (cells // 2, cells), lambda: out.progress)
+        assert incoming.progress == (cells // 2, cells)
+        out.ready("full", 1)
+        await out.committed()
+        await incoming.committed()
+        assert out.progress == incoming.progress == (cells, cells)
+
+
+async def test_waiting_for_the_end_of_a_link() -> None:
+    async with joined() as pair:
+        waits = [asyncio.ensure_future(link.wait_closed()) for link in (pair.link, pair.back)]
+        waits[0].cancel()  # whoever stops waiting disturbs nobody
+        await asyncio.sleep(0)
+        assert not pair.link.closed
+        await pair.link.close()
+        assert isinstance(await pair.link.wait_closed(), Closed)
+        assert isinstance(await asyncio.wait_for(waits[1], 10), Closed | LinkLost)

@@ -7,6 +7,7 @@ Plain sockets and `loop.sock_*` on purpose: any event loop has them, nothing is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import socket
@@ -80,18 +81,17 @@ def tune_lane(sock: socket.socket, config: Config) -> str:
         return config.congestion
     available = _available_congestion_controls()
     current = _congestion(sock)
+    wanted: tuple[str, ...] = ()
     if _rtt_us(sock) > LONG_RTT_US:
-        wanted = "bbr" if "bbr" in available else current
+        wanted = ("bbr",)
     elif current == "bbr":
-        wanted = "cubic" if "cubic" in available else "reno"
-    else:
-        wanted = current
-    if wanted != current:
-        try:
-            set_congestion(sock, wanted)
-        except ConfigError:  # listed, but not allowed to this user: the host's choice stands
-            return current
-    return wanted
+        wanted = ("cubic", "reno")
+    for name in wanted:
+        if name in available and name != current:
+            with contextlib.suppress(ConfigError):  # listed, but not allowed to this user
+                set_congestion(sock, name)
+                return name
+    return current
 
 
 def tune(sock: socket.socket, config: Config) -> None:

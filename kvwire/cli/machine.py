@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import socket
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,14 @@ PREFERRED = "cubic"
 """On loopback CUBIC is faster than BBR, for iperf3 and for kvwire alike."""
 CONTROLS = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
 MEMORY = Path("/proc/meminfo")
+
+
+def _text(path: Path) -> str:
+    """What a file of /proc says; empty where there is none, as in some sandboxes."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def _allowed(name: str) -> bool:
@@ -38,16 +47,14 @@ def congestion(name: str | None) -> str:
         with socket.socket() as sock:
             return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0").decode()
     if not name.isascii() or not _allowed(name):
-        raise Failure(f"--cc {name}: this host does not let us use it; it has {CONTROLS.read_text().strip()}")
+        raise Failure(f"--cc {name}: this host does not let us use it; it has {_text(CONTROLS).strip()}")
     return name
 
 
 def available_bytes() -> int:
-    """Memory that the host can give without swapping."""
-    for line in MEMORY.read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 0
+    """Memory that the host can give without swapping; where it does not say, as if there were no end to it."""
+    found = re.findall(r"^MemAvailable:\s*(\d+) kB$", _text(MEMORY), re.MULTILINE)
+    return int(found[0]) * 1024 if found else sys.maxsize
 
 
 def check_memory(nbytes: int) -> None:
@@ -62,12 +69,13 @@ def describe() -> dict[str, Any]:
     `congestion` (the host's default), and the versions of kvwire and Python and the CRC32C code in use."""
     with socket.socket() as sock:
         default = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
-    names = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    names = re.findall(r"^model name\s*: (.+)$", _text(Path("/proc/cpuinfo")), re.MULTILINE)
+    memory = re.findall(r"^MemTotal:\s*(\d+) kB$", _text(MEMORY), re.MULTILINE)
     return {
         "host": platform.node(),
         "cpu": names[0] if names else platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
-        "memory_bytes": int(MEMORY.read_text().split()[1]) * 1024,
+        "memory_bytes": int(memory[0]) * 1024 if memory else 0,
         "kernel": platform.release(),
         "congestion": default.rstrip(b"\0").decode(),
         "kvwire": kvwire.__version__,

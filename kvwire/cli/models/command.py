@@ -18,6 +18,7 @@ import kvwire
 from kvwire.cli import record
 from kvwire.cli.arguments import Subparsers, parsed, within
 from kvwire.cli.failure import Failure
+from kvwire.cli.jsontext import check_depth
 from kvwire.cli.memory import kv_bytes
 from kvwire.cli.models.presets import BLOCK_TOKENS, FIT, PRESETS, Preset, preset
 from kvwire.cli.units import GB, show_size
@@ -75,8 +76,10 @@ def read_config(path: str) -> Preset:
     if len(content) > MAX_CONFIG_BYTES:
         raise Failure(f"--config {path}: larger than {show_size(MAX_CONFIG_BYTES)}, so it is no config.json")
     try:
-        config = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        text = content.decode(json.detect_encoding(content))
+        check_depth(text)
+        config = json.loads(text)
+    except ValueError as error:
         raise Failure(f"--config {path}: not JSON ({error}); expected a transformers config.json") from None
     if not isinstance(config, dict):
         raise Failure(f"--config {path}: a {type(config).__name__}; expected an object, a transformers config.json")

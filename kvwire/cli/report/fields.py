@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from kvwire.cli import record
 from kvwire.cli.failure import Failure
+from kvwire.cli.jsontext import check_depth
 from kvwire.cli.units import MIB, show_size
 
 MOST_BYTES = 64 * MIB
@@ -129,7 +130,11 @@ def read(name: str) -> list[Fields]:
         raise Failure(f"{shown} is no text; expected what kvwire-bench printed with --json") from None
     if len(raw) > MOST_BYTES:
         raise Failure(f"{shown} is larger than {show_size(MOST_BYTES)}; expected what kvwire-bench printed with --json")
-    values = list(_values(found, shown))
+    try:
+        check_depth(found)
+        values = list(_values(found, shown))
+    except ValueError as error:  # nested too deeply; a number of too many digits
+        raise Failure(f"{shown} is no record ({error}); expected what kvwire-bench printed with --json") from None
     if not values:
         raise Failure(f"{shown} is empty; expected what kvwire-bench printed with --json")
     return [_checked(value, f"{shown}, line {line}" if len(values) > 1 else shown) for line, value in values]
@@ -147,8 +152,6 @@ def _values(found: str, shown: str) -> Iterator[tuple[int, Any]]:
             raise Failure(
                 f"{shown}, line {error.lineno}: no JSON ({error.msg}); expected what kvwire-bench printed with --json"
             ) from None
-        except (RecursionError, ValueError):  # nested too deeply; a number of too many digits
-            raise Failure(f"{shown}, line {line}: no record; expected what kvwire-bench printed with --json") from None
         yield line, value
         at = _end_of_space(found, end)
 

@@ -13,6 +13,7 @@ import secrets
 import socket
 import time
 from collections.abc import Coroutine, Mapping
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from kvwire import sockets, wire
@@ -362,11 +363,11 @@ class Link:
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
         if not self._greeted.done():
-            self._greeted.set_exception(error)
+            self._greeted.set_exception(copy(error))
             self._greeted.exception()  # nobody may be waiting
         for future, *_ in list(self._offers.values()):
             if not future.done():
-                future.set_exception(error)
+                future.set_exception(copy(error))
         self._offers.clear()
         for transfer in [*self._outgoing.values(), *self._incoming.values()]:
             transfer._fail(error)

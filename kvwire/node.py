@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 import secrets
 import socket
 import time
 from collections.abc import Callable, Coroutine
+from copy import copy
+from functools import partial
 from typing import Any, TypeVar
 
 from kvwire import sockets, wire
@@ -55,7 +59,9 @@ class Node:
         self._handshakes = asyncio.Semaphore(config.max_handshakes)
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop.add_reader(self.engine.fileno(), self._on_engine)
+        self._spare = -1  # a descriptor to accept with when there is no other, to hang up
         if listener is not None:
+            self._spare = os.open(os.devnull, os.O_RDONLY)
             self._spawn(self._accept_connections(listener))
 
     @classmethod
@@ -118,7 +124,7 @@ class Node:
                 assert link._dialler is not None
                 await link._dialler.all_up.wait()
                 if link._error is not None:  # lost again meanwhile
-                    raise link._error
+                    raise copy(link._error)
         except TimeoutError:
             if link is not None and link.lanes:
                 return link
@@ -162,6 +168,7 @@ class Node:
             await asyncio.wait(self._tasks)
         if self._listener is not None:
             self._listener.close()
+            os.close(self._spare)
         self._loop.remove_reader(self.engine.fileno())
         self.engine.close()
 
@@ -175,10 +182,11 @@ class Node:
         if self._closed:
             raise Closed("the node is closed")
 
-    def _spawn(self, coroutine: Any) -> None:
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     # --- the engine's news ----------------------------------------------------------------------------------------
 
@@ -229,18 +237,35 @@ class Node:
     # --- being dialled --------------------------------------------------------------------------------------------
 
     async def _accept_connections(self, listener: socket.socket) -> None:
+        short = False
         while True:
             await self._handshakes.acquire()  # no more strangers at once; the rest waits in the backlog
             try:
-                sock, address = await self._loop.sock_accept(listener)
+                sock, address = await sockets.accept(listener)
             except OSError as error:
                 self._handshakes.release()
                 if self._closed:
                     return
-                log.warning("cannot accept connections: %s", error.strerror or error)
+                if not short:
+                    log.warning("cannot accept connections: %s; they are hung up on", error.strerror or error)
+                short = True
+                self._turn_away(listener)
                 await asyncio.sleep(ACCEPT_PAUSE_S)
                 continue
-            self._spawn(self._greet(sock, sockets.show_address(address)))
+            short = False
+            task = self._spawn(self._greet(sock, sockets.show_address(address)))
+            task.add_done_callback(partial(_close_if_cancelled, sock))
+
+    def _turn_away(self, listener: socket.socket) -> None:
+        """There is no descriptor for whoever waits in the backlog: say so by hanging up, with the spare one. A lane
+        that stayed there would swallow what is sent over it, and never be missed."""
+        os.close(self._spare)
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    listener.accept()[0].close()
+        finally:
+            self._spare = os.open(os.devnull, os.O_RDONLY)
 
     async def _greet(self, sock: socket.socket, peer: str) -> None:
         """Find out what a new connection is: a control connection, a lane of a known link, or a stranger."""
@@ -293,6 +318,11 @@ async def _expect_node(sock: socket.socket) -> None:
         raise LinkLost(f"it closed the connection after {len(answer)} bytes")
     if wire.classify(answer.ljust(wire.PREAMBLE_BYTES, b"\0")) is not wire.ConnectionKind.CONTROL:
         raise NotKvwire("it answered as a lane, not as a node")
+
+
+def _close_if_cancelled(sock: socket.socket, task: asyncio.Task[None]) -> None:
+    if task.cancelled():  # perhaps before its first line
+        sock.close()
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

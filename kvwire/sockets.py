@@ -104,7 +104,11 @@ async def _resolve(host: str, port: int, *, passive: bool = False) -> list[tuple
     loop = asyncio.get_running_loop()
     flags = socket.AI_PASSIVE if passive else 0
     try:
-        found = await loop.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=flags)
+        try:
+            # At once, and with the scope of a link-local address, which uvloop's own does not keep.
+            found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=flags | socket.AI_NUMERICHOST)
+        except socket.gaierror:  # a name
+            found = await loop.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=flags)
     except (socket.gaierror, ValueError) as error:  # ValueError: a name that cannot be one
         raise AddressNotFound(f"{host!r} does not resolve: {error}") from None
     return [(family, address) for family, _, _, _, address in found]
@@ -123,7 +127,6 @@ async def dial(host: str, port: int, timeout_s: float, sources: Sequence[str] = 
     a source is not an address of this host.
     """
     _check_port(port, 1)
-    loop = asyncio.get_running_loop()
     problem: Exception = NetworkError(f"{host} has no address")
     try:
         async with asyncio.timeout(timeout_s):
@@ -133,7 +136,7 @@ async def dial(host: str, port: int, timeout_s: float, sources: Sequence[str] = 
                     sock.setblocking(False)
                     if sources:
                         _bind_source(sock, sources, turn, host)
-                    await loop.sock_connect(sock, address)
+                    await _connect(sock, address)
                     return sock
                 except OSError as error:
                     sock.close()
@@ -147,6 +150,27 @@ async def dial(host: str, port: int, timeout_s: float, sources: Sequence[str] = 
     except TimeoutError:
         raise ConnectTimeout(f"{host} port {port} did not answer within {timeout_s:g} s") from None
     raise problem
+
+
+async def _connect(sock: socket.socket, address: tuple[object, ...]) -> None:
+    """`loop.sock_connect`, which on uvloop loses the scope of a link-local address."""
+    code = sock.connect_ex(address)
+    if code == errno.EINPROGRESS:
+        loop = asyncio.get_running_loop()
+        writable: asyncio.Future[None] = loop.create_future()
+        loop.add_writer(sock.fileno(), _set, writable)
+        try:
+            await writable
+        finally:
+            loop.remove_writer(sock.fileno())
+        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if code:
+        raise OSError(code, os.strerror(code))
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _bind_source(sock: socket.socket, sources: Sequence[str], turn: int, host: str) -> None:
@@ -208,6 +232,21 @@ async def listen(host: str, port: int, config: Config) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+async def accept(listener: socket.socket) -> tuple[socket.socket, tuple[Any, ...]]:
+    """The next connection and its address. `loop.sock_accept`, which loses one when it is cancelled as that comes."""
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            return listener.accept()
+        except BlockingIOError:
+            readable: asyncio.Future[None] = loop.create_future()
+            loop.add_reader(listener.fileno(), _set, readable)
+            try:
+                await readable
+            finally:
+                loop.remove_reader(listener.fileno())
 
 
 async def read_exactly(sock: socket.socket, count: int) -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -126,7 +127,7 @@ class Transfer:
         if state == "committed":
             return self._receipt()
         if self._error is not None:
-            raise self._error
+            raise copy(self._error)  # one for each who waits: the traceback holds what they hold
         if state == "lost":
             raise self._lost()
         raise Closed(f"{self!r} was aborted")

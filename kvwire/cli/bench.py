@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
@@ -14,6 +13,7 @@ from kvwire.cli.hosts import run, serve
 from kvwire.cli.loopback import command as loopback
 from kvwire.cli.models import command as models
 from kvwire.cli.report import command as report
+from kvwire.cli.streams import drop_output, mend
 
 COMMANDS = (serve, run, loopback, models, doctor, report)
 """Each module has `add_command(subparsers)`, which sets the function to run as `command`."""
@@ -21,6 +21,7 @@ COMMANDS = (serve, run, loopback, models, doctor, report)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 all well, 1 bytes were wrong, 2 it could not run, 130 interrupted."""
+    mend()
     try:
         parser = argparse.ArgumentParser(prog="kvwire-bench", description=__doc__)
         parser.add_argument("--version", action="version", version=f"kvwire {__version__}")
@@ -34,9 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Failure, KvwireError) as error:
         print(f"kvwire-bench: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        # Whoever read the output has seen enough; nothing must be flushed into the closed pipe at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        drop_output()
+        if not isinstance(error, BrokenPipeError):  # then whoever read the output has seen enough
+            print(f"kvwire-bench: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("kvwire-bench: interrupted", file=sys.stderr)

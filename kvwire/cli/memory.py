@@ -8,7 +8,6 @@ lands in another's place, a cell at a wrong offset and bytes left from the trans
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +29,13 @@ def splitmix64(numbers: Words) -> Words:
     return words ^ (words >> np.uint64(31))
 
 
-@cache
+NOISE_WORDS = 131_071
+"""A prime: a longer row repeats itself, but never at a distance at which one cell could be taken for another."""
+_NOISE = splitmix64(np.arange(1, NOISE_WORDS + 1, dtype=np.uint64))
+
+
 def noise(words: int) -> Words:
-    return splitmix64(np.arange(1, words + 1, dtype=np.uint64))
+    return _NOISE[:words] if words <= NOISE_WORDS else np.resize(_NOISE, words)
 
 
 def keys(transfer: int, group: int, layer: int, blocks: kvwire.BlockRange) -> Words:

@@ -9,7 +9,7 @@ GB = 1e9
 """Goodput is in GB/s of 10^9 bytes, as link rates are; memory in KiB, MiB, GiB."""
 
 _FACTORS = {"": 1, "k": KIB, "m": MIB, "g": GIB}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmg]?)(?:i?b)?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([kmg]?)(?:i?b)?", re.IGNORECASE)
 
 
 def parse_size(text: str) -> int:
@@ -30,7 +30,7 @@ def show_size(size: float) -> str:
 
 
 _RATE_FACTORS = {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
-_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt])(?:bit/s|bps|bit)?", re.IGNORECASE)
+_RATE = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([kmgt])(?:bit/s|bps|bit)?", re.IGNORECASE)
 
 
 def parse_rate(text: str) -> float:

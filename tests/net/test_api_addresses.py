@@ -1,10 +1,15 @@
 """Which addresses a node listens at, dials from and dials to."""
 
 import asyncio
+import os
+import resource
 import socket
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from kvwire import Closed, Config, ConfigError, ConnectRefused, LinkLost, NetworkError, Node
 from tests.net import kit
@@ -114,3 +119,41 @@ async def test_waiting_for_the_end_of_a_link() -> None:
         await pair.link.close()
         assert isinstance(await pair.link.wait_closed(), Closed)
         assert isinstance(await asyncio.wait_for(waits[1], 10), Closed | LinkLost)
+
+
+@pytest.fixture
+def link_local() -> str:
+    """A link-local address of this host, with its scope, as `ip -6 address` has it."""
+    for line in Path("/proc/net/if_inet6").read_text().splitlines():
+        digits, _, _, scope, flags, name = line.split()
+        if scope == "20" and not int(flags, 16) & 0x40:  # link-local, and not tentative
+            address = ":".join(digits[at : at + 4] for at in range(0, 32, 4))
+            return f"{address}%{name}"
+    pytest.skip("this machine has no link-local address")
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_link_local_address_keeps_its_scope(link_local: str, loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    async def dial() -> None:
+        async with await Node.serve("::", 0) as node, await Node.start() as client:
+            await client.connect(link_local, node.port)
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(dial())
+
+
+async def test_without_descriptors_strangers_are_hung_up_on() -> None:
+    """A connection that is left in the backlog would swallow what is sent over it."""
+    async with await Node.serve("127.0.0.1", 0) as node:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        stranger = socket.socket()
+        stranger.setblocking(False)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1, hard))
+        try:
+            await asyncio.get_running_loop().sock_connect(stranger, ("127.0.0.1", node.port))
+            assert await asyncio.wait_for(asyncio.get_running_loop().sock_recv(stranger, 1), 10) == b""
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            stranger.close()
+        async with await Node.start() as client:
+            await client.connect("127.0.0.1", node.port)

@@ -159,6 +159,7 @@ class TestTwoHosts:
     def test_a_killed_client_leaves_nothing(self, hosts: tuple[Host, Host], server: Server) -> None:
         result_of(run(hosts[0].ipv4, *SMALL, "--json", host=hosts[1]))
         before = server.open_files()
+        gone = sum("gone: " in line for line in server.lines)
         victim = start(hosts[0].ipv4, "-t", "30", "--bidir", "--json", host=hosts[1])
         try:
             server.wait_for("up and down, 30 s")
@@ -166,7 +167,7 @@ class TestTwoHosts:
         finally:
             victim.send_signal(signal.SIGKILL)  # `ip netns exec` has become the bench itself
             victim.communicate()
-        server.wait_for("gone: ")
+        server.wait_for("gone: ", gone + 1)
         result_of(run(hosts[0].ipv4, *SMALL, "--json", host=hosts[1]))
         until = time.monotonic() + PATIENCE_S
         while server.open_files() > before:
@@ -210,7 +211,7 @@ def test_quiet_in_a_pipe_unless_asked(local: Server) -> None:
     silent, asked = run(*arguments), run(*arguments, "-i", "0.5")
     assert (silent.returncode, asked.returncode, silent.stderr, asked.stderr) == (0, 0, "", "")
     assert len([line for line in silent.stdout.splitlines() if line.startswith("[  up]")]) == 1
-    assert len([line for line in asked.stdout.splitlines() if line.startswith("[  up]")]) == 4
+    assert len([line for line in asked.stdout.splitlines() if line.startswith("[  up]")]) >= 3
     assert "compared byte by byte: all right" in asked.stdout
 
 
@@ -227,7 +228,7 @@ def test_bars_and_intervals_on_a_terminal(local: Server) -> None:
                 shown += chunk
         assert client.wait(PATIENCE_S) == 0
     text = shown.decode()
-    assert text.count("[  up]") == 4  # two whole seconds, the rest, the sum
+    assert text.count("[  up]") >= 3  # two whole seconds, the rest unless it was short, the sum
     assert "[#############" in text
 
 
@@ -269,9 +270,56 @@ def test_one_off() -> None:
 
 def test_more_memory_than_the_server_gives(local: Server) -> None:
     asked = ["127.0.0.1", "-p", local.port, "--transfer", "256MiB"]
-    fails(run(*asked, "--json"), "refused: this needs 768 MiB of memory at the server, which has 512 MiB")
-    fails(run(*asked, "--bidir", "--json"), "refused: this needs 1.25 GiB")
+    fails(run(*asked, "--json"), "refused: this needs 771 MiB of memory at the server, which has 512 MiB")
+    fails(run(*asked, "--bidir", "--json"), "refused: this needs 1.256 GiB")
     result_of(run("127.0.0.1", "-p", local.port, *SMALL, "--json"))
+
+
+def resident_bytes(server: Server) -> int:
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+
+
+def test_memory_of_clients_that_vanish_is_given_back() -> None:
+    with serving("-B", "127.0.0.1", "-p", "0", "--max-memory", "512MiB") as server:
+        result_of(run("127.0.0.1", "-p", server.port, *SMALL, "--json"))
+        before = resident_bytes(server)
+        for number in range(1, 5):
+            victim = start("127.0.0.1", "-p", server.port, "-t", "30", "--bidir")  # 320 MiB at the server
+            server.wait_for("up and down, 30 s", number)
+            time.sleep(0.3)
+            victim.kill()
+            victim.communicate()
+            server.wait_for("gone: ", number)
+        until = time.monotonic() + PATIENCE_S
+        while resident_bytes(server) > before + (64 << 20):
+            assert time.monotonic() < until, resident_bytes(server) >> 20
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize("arguments", [["models"], ["models", "--json"], ["doctor", "--json"]])
+def test_output_that_cannot_be_written(arguments: list[str]) -> None:
+    for redirection, said in ((">/dev/full", "No space left on device"), (">&-", ""), ("| true", "")):
+        shell = f"set -o pipefail; {' '.join([*BENCH, *arguments])} {redirection}"
+        done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+        assert done.returncode in (0, 2), done.stderr
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+        assert "Exception" not in done.stderr
+
+
+def test_a_server_that_nobody_listens_to_serves_on() -> None:
+    for redirection in (">&-", ">/dev/full"):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = str(free.getsockname()[1])
+        shell = f"exec {' '.join(BENCH)} serve -B 127.0.0.1 -p {port} -1 {redirection}"
+        server = subprocess.Popen(["bash", "-c", shell], stderr=subprocess.PIPE, text=True)
+        until = time.monotonic() + PATIENCE_S
+        while (done := run("127.0.0.1", "-p", port, *SMALL, "--json")).returncode:
+            assert time.monotonic() < until, done.stderr
+        result_of(done)
+        _, err = server.communicate(timeout=PATIENCE_S)
+        assert "Traceback" not in err
 
 
 # --- no server ------------------------------------------------------------------------------------------------
@@ -338,6 +386,8 @@ def test_a_port_that_is_taken() -> None:
         (["-4", "-6"], "not allowed with argument"),
         (["-n", "-5"], "expected one argument"),
         (["-n", "1.5X"], "is no size"),
+        (["-n", "9" * 400], "is no size"),
+        (["-n", "999999999999G"], "transfers of 64 MiB; at most"),
         (["--page", "7"], "--page is 7 bytes; expected a multiple of 8"),
         (["--transfer", "1KiB"], "less than one page"),
         (["--at-once", "17"], "'17'; expected an integer in 1 to 16"),
@@ -357,10 +407,12 @@ def test_impossible_flags(arguments: list[str], sentence: str) -> None:
 
 
 def test_a_killed_client_without_a_good_bye_is_one_sentence(local: Server) -> None:
+    result_of(run("127.0.0.1", "-p", local.port, *SMALL, "--json"))
+    before = [line for line in local.lines if "gone: " in line]
     client = start("127.0.0.1", "-p", local.port, "-t", "30")
     local.wait_for("up, 30 s")
     client.kill()
     client.communicate()
-    local.wait_for("gone: ")
+    local.wait_for("gone: ", len(before) + 1)
     assert not any("Traceback" in line for line in local.lines)
     assert Path(f"/proc/{local.process.pid}").exists()

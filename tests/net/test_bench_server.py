@@ -1,7 +1,7 @@
 """What a client that does not play by the rules can do to kvwire-bench serve: nothing."""
 
 import asyncio
-import time
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -17,6 +17,7 @@ from kvwire.cli.hosts.channel import DATA, MODEL, Channel
 from kvwire.cli.hosts.order import Order
 from kvwire.cli.hosts.tasks import finish, together
 from kvwire.cli.memory import KvMemory
+from tests.net import kit
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -71,12 +72,10 @@ async def served(memory_bytes: int = 64 * MIB) -> AsyncIterator[serve.Server]:
         running = asyncio.ensure_future(server.run(once=False))
         try:
             yield server
+            await kit.eventually(lambda: server.memory_bytes == memory_bytes, "the memory to be given back")
             async with connected(server) as client:
                 await client.carry_out(GOOD)
-            until = time.monotonic() + 20
-            while server.memory_bytes != memory_bytes or node.links:
-                assert time.monotonic() < until
-                await asyncio.sleep(0.01)
+            await kit.eventually(lambda: server.memory_bytes == memory_bytes and not node.links, "nothing to be left")
             assert not running.done()
         finally:
             await finish(running)
@@ -130,11 +129,35 @@ def test_an_order_survives_the_wire() -> None:
 
 async def test_memory_is_bounded_over_all_clients() -> None:
     one = 64 * 2 * 4096
-    assert GOOD.memory_bytes([SPEC], 64, sends=True, receives=True) == 5 * one
-    async with served(5 * one) as server, connected(server) as first, connected(server) as second:
+    both = GOOD.memory_bytes([SPEC], 64, sends=True, receives=True)
+    assert 5 * one < both < 5.1 * one
+    async with served(both) as server, connected(server) as first, connected(server) as second:
         assert (await first.order(UP.to_wire()))[0] == "ready"
         word, answer = await second.order(UP.to_wire())
-        assert (word, answer) == ("refused", "this needs 1.5 MiB of memory at the server, which has 1 MiB for it")
+        assert (word, answer) == ("refused", "this needs 1.513 MiB of memory at the server, which has 1.013 MiB for it")
+
+
+async def test_memory_is_reserved_until_nobody_writes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that goes while its memory is being filled does not make room for the next one before that is over."""
+    begun, go_on = threading.Event(), threading.Event()
+    flows = Order.flows
+
+    def slow(order: Order, *arguments: Any, **more: Any) -> Any:
+        begun.set()
+        assert go_on.wait(20)
+        return flows(order, *arguments, **more)
+
+    async with served() as server:
+        whole = server.memory_bytes
+        with monkeypatch.context() as patched:
+            patched.setattr(Order, "flows", slow)
+            async with connected(server) as client:
+                await client.channel.say("order", UP.to_wire(), client.memory)
+                await asyncio.to_thread(begun.wait, 20)
+            await asyncio.sleep(0.3)
+            assert server.memory_bytes < whole
+            go_on.set()
+            await kit.eventually(lambda: server.memory_bytes == whole, "the memory to be given back")
 
 
 async def test_blocks_that_cannot_be_checked() -> None:

@@ -50,6 +50,9 @@ WORDS: dict[str, dict[str, tuple[type, ...]]] = {
 """What there is to say, and what its value has to have where both ends rely on it."""
 MOST_UNHEARD = 16
 """Messages of one word that wait to be heard; further ones are dropped."""
+UNWIND_S = 0.2
+MOST = 1e18
+"""Largest number in a message."""
 ANSWER_S = 60.0
 """Longest wait for an answer: the other end may have gigabytes to fill or to check before it gives one."""
 
@@ -76,13 +79,13 @@ class Channel:
         word = offer.request_id.partition("-")[0]
         if offer.model != MODEL:
             reason = f"this is {MODEL.name} {PROTOCOL}, and the offer is for {offer.model.name} {offer.model.revision}"
-            self._spawn(incoming.refuse(reason))
+            self.spawn(incoming.refuse(reason))
         elif word == DATA and self.on_data is not None:
             self.on_data(incoming)
         elif word in WORDS:
-            self._spawn(self._take_message(word, incoming))
+            self.spawn(self._take_message(word, incoming))
         else:
-            self._spawn(incoming.refuse("nothing of this kind was ordered"))
+            self.spawn(incoming.refuse("nothing of this kind was ordered"))
 
     async def _take_message(self, word: str, incoming: kvwire.Incoming) -> None:
         await incoming.grant({})
@@ -100,14 +103,17 @@ class Channel:
         offer = kvwire.Manifest.of(f"{word}-{self._said}", MODEL, memory.tokens, memory.specs, attachment=True)
         begun = time.monotonic()
         try:
-            outgoing = await self.link.offer(offer, memory.placement(), klass=0, timeout_s=ANSWER_S)
-            granted = time.monotonic()
-            outgoing.attach(value)
-            await outgoing.committed()
+            async with asyncio.timeout(2 * ANSWER_S):
+                outgoing = await self.link.offer(offer, memory.placement(), klass=0, timeout_s=ANSWER_S)
+                granted = time.monotonic()
+                outgoing.attach(value)
+                await outgoing.committed()
         except kvwire.OfferRefused as error:
             raise Failure(f"this is no kvwire-bench of our version: {error}") from None
-        except kvwire.DeadlineExceeded:
-            raise Failure("this is a kvwire node, but it did not answer as kvwire-bench does") from None
+        except TimeoutError:
+            if word == "hello":
+                raise Failure("this is a kvwire node, but it did not answer as kvwire-bench does") from None
+            raise Failure(f"no answer to {word} within {ANSWER_S:.0f} s") from None
         return granted - begun
 
     async def hear(self, *words: str, within_s: float | None = ANSWER_S) -> tuple[str, Heard]:
@@ -129,7 +135,8 @@ class Channel:
 
     def _check(self, word: str, value: Any) -> None:
         for name, kinds in WORDS[word].items():
-            if not isinstance(value, dict) or type(value.get(name)) not in kinds:
+            found = value.get(name) if isinstance(value, dict) else ...
+            if type(found) not in kinds or (isinstance(found, int | float) and not 0 <= found <= MOST):
                 raise Failure(f"a word of another version: {word} with a wrong {name}, {value!r:.80}")
 
     async def while_open(self, work: Awaitable[T]) -> T:
@@ -137,13 +144,17 @@ class Channel:
         task, closed = asyncio.ensure_future(work), asyncio.ensure_future(self.link.wait_closed())
         try:
             await asyncio.wait((task, closed), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():  # what was done when the link ended may still have to say so
+                await asyncio.wait((task,), timeout=UNWIND_S)
             if self.link.closed and not (task.done() and task.exception() is None):
                 raise Failure(f"gone: {await closed}")
             return await task
         finally:
             await finish(task, closed)
 
-    def _spawn(self, work: Awaitable[None]) -> None:
+    def spawn(self, work: Awaitable[object]) -> None:
+        """Does something that nobody waits for."""
+
         async def quietly() -> None:
             with contextlib.suppress(kvwire.KvwireError):  # withdrawn, or the link has ended: who waits will know
                 await work

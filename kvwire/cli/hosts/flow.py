@@ -58,6 +58,7 @@ class Source(Flow):
             memory.fill(number)
         self.seconds = 0.0
         self.measured_bytes = 0
+        self._measured_transfers = 0
         self._link = link
         self._prefill_s = prefill_s
         self._left: float = 0
@@ -79,6 +80,7 @@ class Source(Flow):
             await asyncio.wait((cycles, over), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             self._over.set()
             self.seconds, self.measured_bytes = time.monotonic() - begun, self.landed_bytes
+            self._measured_transfers = self.transfers
             self.cpu_s = time.process_time() - cpu_begun_s
             await asyncio.wait((cycles,), timeout=GRACE_S)
             for outgoing in list(self._under_way):
@@ -124,7 +126,7 @@ class Source(Flow):
         return {
             "bytes": self.measured_bytes,
             "seconds": self.seconds,
-            "transfers": self.transfers,
+            "transfers": self._measured_transfers,
             "aborted": self.aborted,
             "tail_s": statistics.median(self._tails_s) if self._tails_s and self._prefill_s else None,
             "cpu_s": self.cpu_s,
@@ -159,15 +161,19 @@ class Sink(Flow):
         number = await self._free.get()
         try:
             source = int(incoming.manifest.request_id.rpartition("-")[2])
+            if not 0 <= source < len(self.memories):
+                raise ValueError(f"no source has number {source}")
             self._holds.pop(number, None)
             await incoming.grant(self.memories[number].placement())
             self._under_way.add(incoming)
             await incoming.committed()
             self.transfers += 1
             self._holds[number] = source
-        except (kvwire.KvwireError, ValueError):
-            # Withdrawn, aborted, or no offer of a source: the memory is free again, and the counts tell.
+        except (kvwire.KvwireError, ValueError) as error:
+            # Withdrawn, aborted, or not what was ordered: the memory is free again, and the counts tell.
             self.aborted += 1
+            with contextlib.suppress(kvwire.Closed):
+                await incoming.refuse(str(error))
         finally:
             self._under_way.discard(incoming)
             self._free.put_nowait(number)

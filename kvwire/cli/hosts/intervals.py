@@ -15,7 +15,7 @@ from kvwire.cli.units import show_bytes, show_rate
 
 DEFAULT_S = 1.0
 LEAST_SHARE = 0.1
-"""A rest at the end that is shorter than this share of an interval is not shown."""
+"""A rest at the end that is shorter than this share of an interval counts to the last one."""
 
 
 def line(direction: str, start_s: float, end_s: float, nbytes: int) -> str:
@@ -56,8 +56,10 @@ class Intervals:
 
     @property
     def landed_bytes(self) -> int:
-        """Of all directions that are not over."""
-        return sum(flow.landed_bytes for flow in self._flows.values())
+        """So far, of all directions."""
+        over = [found for direction, found in self.found.items() if direction not in self._flows]
+        landed = sum(int(interval["bytes"]) for found in over for interval in found)
+        return landed + sum(flow.landed_bytes for flow in self._flows.values())
 
     async def watch(self) -> None:
         """Until it is cancelled."""
@@ -74,7 +76,12 @@ class Intervals:
         """The direction is over, after so many seconds and bytes; returns its intervals, the rest of them included."""
         del self._flows[direction]
         found = self.found[direction]
-        if not found or seconds - found[-1]["end_s"] > LEAST_SHARE * self._every_s:
+        if found and seconds - found[-1]["end_s"] < LEAST_SHARE * self._every_s:
+            rest, last = nbytes - sum(interval["bytes"] for interval in found), found[-1]
+            span_s = max(seconds, last["end_s"]) - last["start_s"]
+            last["bytes"] = max(0, last["bytes"] + rest)
+            last |= {"end_s": last["start_s"] + span_s, "goodput_bps": 8 * last["bytes"] / span_s if span_s else 0.0}
+        else:
             self._add(direction, seconds, nbytes)
         return found
 

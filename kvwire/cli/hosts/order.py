@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 LONGEST_S = 86400.0
 MOST_AT_ONCE = 16
+MOST_TRANSFERS = 1 << 40
 STALL_S = 60.0
 """A measurement in which nothing lands for so long is given up."""
 LOOK_S = 1.0
@@ -64,7 +65,7 @@ class Order:
             and (order.up or order.down)
             and (order.seconds is None) != (order.transfers is None)
             and (order.seconds is None or number(order.seconds, 0, LONGEST_S, int, float))
-            and (order.transfers is None or number(order.transfers, 1, 1 << 40, int))
+            and (order.transfers is None or number(order.transfers, 1, MOST_TRANSFERS, int))
             and number(order.at_once, 1, MOST_AT_ONCE, int)
             and number(order.prefill_s, 0, LONGEST_S, int, float)
         ):
@@ -79,7 +80,10 @@ class Order:
         for spec in specs:
             if spec.block_bytes % 8:
                 raise Failure(f"group {spec.name} has blocks of {spec.block_bytes} bytes; expected a multiple of 8")
-        return kv_bytes(specs, tokens) * (self.at_once * sends + (self.at_once + 1) * receives)
+        count = self.at_once * sends + (self.at_once + 1) * receives
+        # Besides the pages: a slot number and a key for each block, and a few blocks while they are filled or checked.
+        beside = 16 * sum(len(spec.blocks_for(tokens)) for spec in specs) + 3 * max(spec.block_bytes for spec in specs)
+        return count * kv_bytes(specs, tokens) + beside * (sends + receives)
 
     def flows(
         self, link: kvwire.Link, specs: Sequence[kvwire.GroupSpec], tokens: int, *, sends: bool, receives: bool

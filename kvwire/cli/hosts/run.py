@@ -17,8 +17,8 @@ from kvwire.cli.failure import Failure
 from kvwire.cli.hosts.channel import Channel
 from kvwire.cli.hosts.flow import Flow, Sink, Source
 from kvwire.cli.hosts.intervals import Intervals, line
-from kvwire.cli.hosts.order import LONGEST_S, MOST_AT_ONCE, Order
-from kvwire.cli.hosts.tasks import finish, together
+from kvwire.cli.hosts.order import LONGEST_S, MOST_AT_ONCE, MOST_TRANSFERS, Order
+from kvwire.cli.hosts.tasks import finish, in_thread, together
 from kvwire.cli.jobs import Job, add_job_arguments, job_of
 from kvwire.cli.units import GB, MIB, parse_size, show_bytes, show_size, show_time
 
@@ -33,7 +33,7 @@ HELLOS = 5
 def add_command(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser("run", help="measure against kvwire-bench serve on HOST", description=__doc__)
     add, size = parser.add_argument, parsed(parse_size)
-    add("host", metavar="HOST", help="where kvwire-bench serve runs")
+    add("host", metavar="HOST", type=parsed(_host), help="where kvwire-bench serve runs")
     add("-p", "--port", type=within(1, 65535, int), default=DEFAULT_PORT, help=f"its port ({DEFAULT_PORT})")
     add_address_arguments(parser, "address of this host to dial from")
     add("-P", dest="lanes", metavar="LANES", type=within(1, 64, int), default=kvwire.Config().lanes, help="TCP lanes")
@@ -55,15 +55,24 @@ def add_command(subparsers: Subparsers) -> None:
     parser.set_defaults(command=command)
 
 
+def _host(text: str) -> str:
+    if not text.strip():
+        raise ValueError("an empty HOST; expected a name or an address")
+    return text
+
+
 def command(options: argparse.Namespace) -> int:
     """Measures and prints. Exit status 0, 1 where a byte was wrong, 130 where it was interrupted."""
     job = job_of(options, options.nbytes or options.transfer, options.transfer)
     seconds = SECONDS if options.seconds is None and options.nbytes is None else options.seconds
+    transfers = None if options.nbytes is None else max(1, math.ceil(options.nbytes / job.transfer_bytes))
+    if transfers is not None and transfers > MOST_TRANSFERS:
+        raise Failure(f"-n asks for {transfers:.3g} transfers of {show_size(job.transfer_bytes)}; at most 2**40 may be")
     order = Order(
         up=not options.reverse,
         down=options.reverse or options.bidir,
         seconds=seconds,
-        transfers=None if options.nbytes is None else max(1, math.ceil(options.nbytes / job.transfer_bytes)),
+        transfers=transfers,
         at_once=options.at_once or (1 if options.prefill else AT_ONCE),
         prefill_s=options.prefill,
         scatter=options.scatter,
@@ -114,7 +123,7 @@ class Client:
 
     async def _measure(self, channel: Channel) -> dict[str, Any]:
         order, link = self.order, channel.link
-        source, sink = await asyncio.to_thread(
+        source, sink = await in_thread(
             order.flows, link, self.job.specs, self.job.tokens, sends=order.up, receives=order.down
         )
         flows: dict[str, Flow] = {name: flow for name, flow in (("up", source), ("down", sink)) if flow is not None}
@@ -195,7 +204,7 @@ class Client:
         if source is not None:
             source.stop()
         if self.order.down:
-            self._stopping = asyncio.ensure_future(channel.say("stop"))
+            channel.spawn(channel.say("stop"))
 
     async def _send(self, channel: Channel, source: Source, intervals: Intervals) -> dict[str, Any]:
         await source.run(self.order.seconds, self.order.transfers)
@@ -209,7 +218,7 @@ class Client:
         _, (_, sent) = await channel.hear("sent", within_s=None)
         found = intervals.end("down", sent["seconds"], sent["bytes"])
         await sink.end()
-        return flow_result("down", sent, await asyncio.to_thread(sink.check), found)
+        return flow_result("down", sent, await in_thread(sink.check), found)
 
 
 async def _take_offers(node: kvwire.Node, channel: Channel) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import signal
 import time
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from kvwire.cli.failure import Failure
 from kvwire.cli.hosts.channel import Channel
 from kvwire.cli.hosts.flow import Sink, Source
 from kvwire.cli.hosts.order import LONGEST_S, Order
-from kvwire.cli.hosts.tasks import finish, together
+from kvwire.cli.hosts.tasks import finish, in_thread, together
 from kvwire.cli.units import parse_size, show_bytes, show_rate, show_size
 
 FIRST_WORD_S = 30.0
@@ -25,6 +26,7 @@ FIRST_WORD_S = 30.0
 LAST_WORD_S = 5.0
 """How long a client may stay when it has its results."""
 LOOK_S = 1.0
+MOST_MEMORY_BYTES = 1 << 50
 
 
 def add_command(subparsers: Subparsers) -> None:
@@ -51,6 +53,8 @@ async def _serve(options: argparse.Namespace) -> int:
     config = kvwire.Config(congestion=options.cc, transfer_timeout_s=LONGEST_S)
     async with await kvwire.Node.serve(host, options.port, config) as node:
         memory_bytes = options.max_memory or machine.available_bytes() // 2
+        if memory_bytes > MOST_MEMORY_BYTES:
+            raise Failure("this host does not say how much memory is free; say how much clients may have: --max-memory")
         serving = asyncio.ensure_future(Server(node, memory_bytes).run(once=options.one_off))
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, serving.cancel)
@@ -61,7 +65,8 @@ async def _serve(options: argparse.Namespace) -> int:
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)
+    with contextlib.suppress(OSError):  # nobody reads it any more; clients are served all the same
+        print(text, flush=True)
 
 
 class Server:
@@ -70,6 +75,7 @@ class Server:
     def __init__(self, node: kvwire.Node, memory_bytes: int) -> None:
         self.node = node
         self.memory_bytes = memory_bytes
+        self._given_back = 0
         self._sessions: dict[kvwire.Link, Session] = {}
         self._first_seen: dict[kvwire.Link, float] = {}
 
@@ -81,31 +87,48 @@ class Server:
             while True:
                 await asyncio.wait({accepting, *tasks}, return_when=asyncio.FIRST_COMPLETED)
                 if accepting.done():
-                    incoming = accepting.result()
+                    self._take(accepting.result(), tasks)
                     accepting = asyncio.ensure_future(self.node.accept())
-                    if incoming.link not in self._sessions:
-                        self._sessions[incoming.link] = Session(self, incoming.link)
-                        tasks.add(asyncio.ensure_future(self._sessions[incoming.link].run()))
-                    self._sessions[incoming.link].channel.take(incoming)
-                for task in [task for task in tasks if task.done()]:
-                    tasks.remove(task)
+                over = {task for task in tasks if task.done()}
+                tasks -= over
+                for task in over:
                     task.result()
+                if over:
+                    self._sessions = {link: session for link, session in self._sessions.items() if not session.over}
+                    self._free()
                     if once:
                         return
         finally:
             await finish(accepting, *tasks)
 
+    def _take(self, incoming: kvwire.Incoming, tasks: set[asyncio.Future[None]]) -> None:
+        if incoming.link not in self._sessions:
+            self._sessions[incoming.link] = Session(self, incoming.link)
+            tasks.add(asyncio.ensure_future(self._sessions[incoming.link].run()))
+        self._sessions[incoming.link].channel.take(incoming)
+
+    def _free(self) -> None:
+        """Sessions are over: their memory is free once it has been collected, and only then others may have it.
+
+        What a session leaves is full of cycles, and a server that waits for clients collects nothing by itself.
+        """
+        given_back, self._given_back = self._given_back, 0
+        gc.collect()
+        self.memory_bytes += given_back
+
     async def _look(self) -> None:
         """Closes links that have ordered nothing for too long."""
         while True:
-            now = time.monotonic()
-            self._sessions = {link: session for link, session in self._sessions.items() if not link.closed}
-            self._first_seen = {link: self._first_seen.get(link, now) for link in self.node.links}
-            for link, since in self._first_seen.items():
-                if link not in self._sessions and now - since > FIRST_WORD_S:
-                    _say(f"{link.peer}: said nothing for {FIRST_WORD_S:.0f} s")
-                    await link.close()
+            await self._close_silent()
             await asyncio.sleep(LOOK_S)
+
+    async def _close_silent(self) -> None:
+        now = time.monotonic()
+        self._first_seen = {link: self._first_seen.get(link, now) for link in self.node.links}
+        for link, since in self._first_seen.items():
+            if link not in self._sessions and now - since > FIRST_WORD_S:
+                _say(f"{link.peer}: said nothing for {FIRST_WORD_S:.0f} s")
+                await link.close()
 
     def reserve(self, nbytes: int) -> None:
         """Takes memory out of what clients may have. `Failure` where there is not so much."""
@@ -115,8 +138,8 @@ class Server:
         self.memory_bytes -= nbytes
 
     def give_back(self, nbytes: int) -> None:
-        """Ends what `reserve` began."""
-        self.memory_bytes += nbytes
+        """Ends what `reserve` began, once the session is over."""
+        self._given_back += nbytes
 
 
 class Session:
@@ -124,6 +147,7 @@ class Session:
 
     def __init__(self, server: Server, link: kvwire.Link) -> None:
         self.channel = Channel(link)
+        self.over = False
         self._server = server
 
     async def run(self) -> None:
@@ -140,6 +164,7 @@ class Session:
             self._say(f"internal error: {error!r}")
         finally:
             await channel.link.close()
+            self.over = True
 
     async def _take_order(self, manifest: kvwire.Manifest, wish: object) -> None:
         specs = [group.spec for group in manifest.groups]
@@ -160,9 +185,7 @@ class Session:
 
     async def _carry_out(self, order: Order, specs: Sequence[kvwire.GroupSpec], tokens: int) -> None:
         channel = self.channel
-        source, sink = await asyncio.to_thread(
-            order.flows, channel.link, specs, tokens, sends=order.down, receives=order.up
-        )
+        source, sink = await in_thread(order.flows, channel.link, specs, tokens, sends=order.down, receives=order.up)
         if sink is not None:
             channel.on_data = sink.take
         await channel.say("ready", machine.describe())
@@ -186,7 +209,7 @@ class Session:
     async def _receive(self, sink: Sink) -> None:
         _, (_, sent) = await self.channel.hear("sent", within_s=None)
         await sink.end()
-        await self.channel.say("received", await asyncio.to_thread(sink.check))
+        await self.channel.say("received", await in_thread(sink.check))
         self._report("received", sent["bytes"], sent["seconds"])
 
     def _report(self, what: str, nbytes: int, seconds: float) -> None:

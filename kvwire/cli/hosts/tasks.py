@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -17,6 +17,16 @@ async def together(*work: Coroutine[Any, Any, T]) -> list[T]:
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
     return [task.result() for task in tasks]
+
+
+async def in_thread(function: Callable[..., T], *arguments: Any, **more: Any) -> T:
+    """As `asyncio.to_thread`, but who cancels it waits for the thread: what that uses is in use until then."""
+    task = asyncio.ensure_future(asyncio.to_thread(function, *arguments, **more))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait((task,))
+        raise
 
 
 async def finish(*tasks: asyncio.Future[Any]) -> None:

@@ -41,6 +41,10 @@ class Config:
     max_transfers: int = 256
     """Transfers under way per link and direction, 1 to 65536; an offer beyond it is refused."""
 
+    max_queued_runs: int = 65536
+    """Runs of ready cells per link that no lane has taken yet, 1 to 2**24; a call of `ready` makes one for each run of
+    blocks it names. A run takes 48 bytes. Beyond it `Outgoing.ready` raises QueueFull, and `wait_ready` waits."""
+
     max_message_bytes: int = 4 * MIB
     """Largest control message, 64 KiB to 64 MiB. 128 Ki tokens in blocks of 16 need 128 KiB of hashes a group."""
 
@@ -62,13 +66,18 @@ class Config:
     transfer_timeout_s: float = 300.0
     """Longest time a transfer may take from grant to receipt, when the call names none."""
 
-    ping_interval_s: float = 10.0
+    resume_timeout_s: float = 30.0
+    """How long a link whose control connection was lost waits for another one, with its transfers; 0: not at all.
+    The side that dialled dials again all the time; the shorter of both sides' times counts."""
+
+    ping_interval_s: float = 1.0
     """Silence on the control connection after which a ping is sent. Its answer proves nothing and is not waited for:
     a peer whose Python stands still is alive. It gives the kernel something to miss when the peer's host is gone."""
 
-    tcp_user_timeout_s: float = 30.0
+    tcp_user_timeout_s: float = 3.5
     """How long sent bytes may stay unacknowledged by the peer's kernel before a connection counts as dead
-    (TCP_USER_TIMEOUT, RFC 5482)."""
+    (TCP_USER_TIMEOUT, RFC 5482). With the pings, a host that is gone is noticed within 5 s; as links are resumed, a
+    path that was only slow costs nothing but a new connection."""
 
     local_addresses: tuple[str, ...] = ()
     """IP addresses of this host to dial from; lanes take them in turn, so that several network cards share the work.
@@ -93,11 +102,13 @@ class Config:
             raise ConfigError(f"cell_bytes is {self.cell_bytes}; expected a multiple of 4096")
         check("stream_bytes", 2 * self.cell_bytes, 64 * MIB)
         check("max_transfers", 1, 65536)
+        check("max_queued_runs", 1, 1 << 24)
         check("max_message_bytes", 64 * KIB, 64 * MIB)
         check("max_links", 1, 1 << 20)
         check("max_handshakes", 1, 1 << 16)
         for name in ("handshake_timeout_s", "connect_timeout_s", "offer_timeout_s", "transfer_timeout_s"):
             check(name, 0.001, 7 * 86400.0)
+        check("resume_timeout_s", 0, 7 * 86400.0)
         check("ping_interval_s", 0.05, 3600.0)
         check("tcp_user_timeout_s", 0.1, 3600.0)
         if not isinstance(self.plain, bool):

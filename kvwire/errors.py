@@ -65,6 +65,12 @@ class LimitExceeded(LocalError, ValueError):
     """A manifest or message is larger than a limit both sides agreed on."""
 
 
+class QueueFull(LimitExceeded):
+    """More has become ready than the lanes take away: wait, or let `wait_ready` do it. Nothing was queued."""
+
+    retriable: ClassVar[bool] = True
+
+
 class LeaseHeld(LocalError, RuntimeError):
     """Memory that a transfer still reads or writes was about to be reused or freed."""
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 import numpy as np
+from numpy.typing import NDArray
 
 from kvwire import wire
+from kvwire._ext.incoming import InTransfer
 from kvwire._ext.layout import Segment
-from kvwire._ext.transfers import InTransfer
 from kvwire.errors import AttachmentError, Closed, DeadlineExceeded, PlacementError
 from kvwire.pool import Slots, check_disjoint
 from kvwire.transfer import Receipt, Transfer, check_slots, runs_of
@@ -46,6 +47,8 @@ class Incoming(Transfer):
         self._changed = asyncio.Event()
         self._segments = manifest.segments()
         self._granted_segments = 0
+        self._granted: list[NDArray[np.int64]] = []  # block numbers, by group
+        self._cell_bytes = 0
 
     @property
     def peer(self) -> str:
@@ -69,6 +72,7 @@ class Incoming(Transfer):
         if unknown:
             raise PlacementError(f"no group is called {sorted(unknown)[0]!r} in this offer")
         runs: list[tuple[BlockRange, ...]] = []
+        granted: list[NDArray[np.int64]] = []
         segments: list[Segment] = []
         total = granted_segments = 0
         wanted = [slots for slots in placement.values()]
@@ -77,6 +81,7 @@ class Incoming(Transfer):
             slots = placement.get(offer.spec.name)
             blocks = slots.block_numbers(offer) if slots is not None else np.empty(0, dtype=np.int64)
             runs.append(runs_of(blocks))
+            granted.append(blocks)
             if slots is not None and len(blocks):
                 segments += slots.segments(offer, blocks, writable=True)
             else:
@@ -95,6 +100,7 @@ class Incoming(Transfer):
             )
             self._bytes = total
             self._granted_segments = granted_segments
+            self._granted, self._cell_bytes = granted, grant.cell_bytes
             self._link._send_grant(self, grant)
         except BaseException:
             self._handle = None
@@ -171,6 +177,29 @@ class Incoming(Transfer):
     def wait_committed(self, timeout_s: float) -> Receipt:
         """Blocking form of `committed` for engine threads; waits natively."""
         return self._wait_end(timeout_s)
+
+    def failed_blocks(self) -> dict[str, tuple[int, ...]]:
+        """By group, the granted blocks that are not whole in every layer: what an engine has to compute itself.
+
+        Empty tuples after the commit; while the transfer is under way, what has not landed yet. A state that is not
+        whole is block 0. What was never granted is not among them.
+        """
+        failed: dict[str, tuple[int, ...]] = {}
+        landed = np.frombuffer(self._handle.landed() if self._handle is not None else b"", np.uint8)
+        missing = 1 - np.unpackbits(landed, bitorder="little").astype(np.int64)
+        first_cell = 0
+        for offer, blocks in zip(self.manifest.groups, self._granted, strict=False):
+            block_bytes = offer.spec.block_bytes
+            edges = np.arange(len(blocks) + 1) * block_bytes
+            first, end = edges[:-1] // self._cell_bytes, -(-edges[1:] // self._cell_bytes)
+            cells = int(end[-1]) if len(blocks) else 0
+            bad = np.zeros(len(blocks), np.bool_)
+            for _ in offer.spec.layers:
+                before = np.concatenate(([0], np.cumsum(missing[first_cell : first_cell + cells])))
+                bad |= before[end] > before[first]
+                first_cell += cells
+            failed[offer.spec.name] = tuple(blocks[bad].tolist())
+        return failed
 
     @property
     def attachment(self) -> Any:

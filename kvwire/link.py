@@ -12,15 +12,16 @@ import logging
 import secrets
 import socket
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kvwire import sockets, wire
 from kvwire._ext.lanes import FAULTS, EngineLink
-from kvwire.errors import Closed, IntegrityError, KvwireError, LimitExceeded, LinkLost
+from kvwire.dialler import Dialler
+from kvwire.driver import Driver
+from kvwire.errors import Closed, DeadlineExceeded, IntegrityError, KvwireError, LimitExceeded, ProtocolError
 from kvwire.incoming import Incoming
-from kvwire.lanedialler import LaneDialler
 from kvwire.outgoing import Outgoing, check_source
 from kvwire.pool import Slots
 from kvwire.transfer import Transfer
@@ -32,49 +33,36 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kvwire")
 
-RECEIVE_BYTES = 64 * 1024
 LANE_FAULTS = 3
 """Damaged or dishonest lanes after which the link is ended: the path, or the peer, is not to be trusted."""
 MOST_LANES = 64
 """Lanes of one link, as Config.lanes has it."""
 
 
-class Link:
+class Link(Driver):
     """Made by `Node.connect`, or by a node that is dialled; either side may offer transfers."""
 
-    def __init__(
-        self, node: Node, sock: socket.socket, session: wire.Session, peer: str, dialled: tuple[str, int] | None
-    ) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.peer = peer
+    def __init__(self, node: Node, session: wire.Session, peer: str) -> None:
+        super().__init__(session, peer)
         self.engine_link = EngineLink(node.engine)
         self._node = node
         self.config = node.config
-        self._sock = sock
-        self._session = session
-        self._dialler = None if dialled is None else LaneDialler(self, dialled)
+        self._dialler: Dialler | None = None
         self._outgoing: dict[int, Outgoing] = {}
         self._incoming: dict[int, Incoming] = {}
+        self._asked: dict[tuple[bytes, int], asyncio.Future[str]] = {}
         self._offers: dict[int, tuple[asyncio.Future[Outgoing], Manifest, Mapping[str, Slots], int, int]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._outbox = asyncio.Event()
-        self._timer: asyncio.TimerHandle | None = None
         self._faults = 0
         self._error: KvwireError | None = None
         self._greeted: asyncio.Future[None] = self.loop.create_future()
-        self._closed: asyncio.Future[None] = self.loop.create_future()
         self.lane_congestion: dict[int, str] = {}
         """Kernel congestion control of each lane, by lane number."""
 
     def __repr__(self) -> str:
-        return f"<Link {self.peer} {'closed' if self.closed else f'{self.lanes} lanes'}>"
+        state = "closed" if self.closed else "suspended" if self.suspended else f"{self.lanes} lanes"
+        return f"<Link {self.peer} {state}>"
 
     # --- what users see -------------------------------------------------------------------------------------------
-
-    @property
-    def closed(self) -> bool:
-        """True once the link is closed or lost."""
-        return self._closed.done()
 
     @property
     def lanes(self) -> int:
@@ -132,11 +120,29 @@ class Link:
                 self._pump()
             raise
 
+    async def outcome_of(self, outgoing: Outgoing, *, timeout_s: float | None = None) -> str:
+        """What became of a transfer whose link was lost for good, perhaps at the very end (`CommitUnknown`).
+
+        To be asked over another link to the same receiver: "committed", "refused", "aborted", or "unknown" where the
+        receiver has restarted or forgotten it; it remembers the latest 4096 transfers. DeadlineExceeded where no
+        answer comes within `timeout_s` (`Config.offer_timeout_s`).
+        """
+        self._check_open()
+        key = outgoing.link._session.link_id, outgoing.transfer_id
+        answer = self._asked.setdefault(key, self.loop.create_future())
+        self._session.ask(*key)
+        self._pump()
+        seconds = self.config.offer_timeout_s if timeout_s is None else timeout_s
+        try:
+            return await asyncio.wait_for(asyncio.shield(answer), seconds)
+        except TimeoutError:
+            self._asked.pop(key, None)
+            raise DeadlineExceeded(f"{self.peer} did not say what became of {outgoing!r}") from None
+
     async def close(self) -> None:
         """Close the link. Transfers under way end with an error; waits for local workers only."""
         if not self._closed.done():
             self._session.close(time.monotonic(), "closed")
-            self._flush_now()
             self._shut(Closed("the link was closed"))
         await self._finish_tasks()
 
@@ -233,73 +239,20 @@ class Link:
 
     # --- the control connection -----------------------------------------------------------------------------------
 
-    def _start(self) -> None:
+    def _start(self, sock: socket.socket, dialler: Dialler | None, heard: bytes = b"") -> None:
+        """The first connection; `heard`: what the peer has said on it already."""
+        self._dialler = dialler
         self._node._watch(self.engine_link, self._engine_changed)
-        self._spawn(self._read())
-        self._spawn(self._write())
-        self._pump()
+        self._connect(sock, heard)
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = self.loop.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._task_over)
-
-    def _task_over(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if self.closed and not self._tasks:
-            self._sock.close()  # not before: a loop that still watches it would watch whatever takes its number
-
-    async def _read(self) -> None:
-        try:
-            while not self.closed:
-                data = await self.loop.sock_recv(self._sock, RECEIVE_BYTES)
-                if data:
-                    self._session.receive_data(time.monotonic(), data)
-                else:
-                    self._session.eof(time.monotonic())
-                self._pump()
-        except OSError as error:
-            self._lose(LinkLost(f"control connection to {self.peer}: {error.strerror or error}"))
-        except Exception as error:  # a bug; better no link than one that nobody reads
-            log.exception("while reading from %s", self.peer)
-            self._lose(LinkLost(f"internal error on the link to {self.peer}: {error!r}"))
-
-    async def _write(self) -> None:
-        try:
-            while not self.closed:
-                await self._outbox.wait()
-                self._outbox.clear()
-                data = self._session.data_to_send()
-                if data:
-                    await self.loop.sock_sendall(self._sock, data)
-                    self._outbox.set()
-        except OSError as error:
-            self._lose(LinkLost(f"control connection to {self.peer}: {error.strerror or error}"))
-
-    def _flush_now(self) -> None:
-        """Say good-bye if the socket takes it at once."""
-        with contextlib.suppress(OSError):
-            self._sock.send(self._session.data_to_send())
-
-    def _pump(self) -> None:
-        """Act on what the session has to tell, let the writer look, set the timer anew."""
-        while not self.closed:
-            event = self._session.next_event()
-            if event is None:
-                break
-            self._on_event(event)
-        if self.closed:
-            return
-        self._outbox.set()
-        if self._timer is not None:
-            self._timer.cancel()
-        due = self._session.next_timer()
-        self._timer = None if due is None else self.loop.call_at(self.loop.time() + due - time.monotonic(), self._tick)
-
-    def _tick(self) -> None:
-        if not self.closed:
-            self._session.handle_timer(time.monotonic())
-            self._pump()
+    def _suspend(self) -> None:
+        """The connection is lost: end what depends on it, keep the transfers."""
+        self._hang_up()
+        self.engine_link.suspend()
+        self.engine_link.take_closed()
+        self.lane_congestion.clear()
+        if self._dialler is not None:
+            self._dialler.suspended()
 
     def _on_event(self, event: wire.Event) -> None:
         match event:
@@ -328,10 +281,56 @@ class Link:
                     transfer._fail(event.error)
                 if isinstance(event, wire.Aborted):
                     self._session.drained(time.monotonic(), event.transfer)
+            case wire.Suspended():
+                self._suspend()
+            case wire.Resumed():
+                if self._dialler is None:
+                    self._issue_tickets(event.peer.lanes)
+                else:
+                    self._dialler.resumed()
+            case wire.LedgerWanted():
+                self._send_ledger(event.transfer)
+            case wire.LedgerCame():
+                self._resume_transfer(event.transfer, event.landed)
+            case wire.CommitLearnt():
+                self._resume_transfer(event.transfer, None)
+            case wire.Dropped():
+                self._offer_failed(event.transfer, event.error)
+                transfer = self._outgoing.get(event.transfer) or self._incoming.get(event.transfer)
+                if transfer is not None:
+                    transfer._fail(event.error)
+            case wire.Asked():
+                outcome = self._node._outcome(event.link_id, event.transfer)
+                self._session.answer(event.link_id, event.transfer, outcome)
+            case wire.Answered():
+                answer = self._asked.pop((event.link_id, event.transfer), None)
+                if answer is not None and not answer.done():
+                    answer.set_result(event.outcome)
             case wire.Closed():
                 self._lose(event.error)
             case _:
                 pass  # DRAINED and LANE_CLOSED tell nothing that the engine does not know by itself
+
+    def _send_ledger(self, transfer: int) -> None:
+        incoming = self._incoming.get(transfer)
+        handle = None if incoming is None else incoming._handle
+        now = time.monotonic()
+        if handle is None or handle.state == "committed":
+            self._session.ledger(now, transfer, None)
+            return
+        try:
+            self._session.ledger(now, transfer, handle.landed())
+        except LimitExceeded as error:
+            self._session.abort(now, transfer, "failed", str(error))
+
+    def _resume_transfer(self, transfer: int, landed: bytes | None) -> None:
+        """The peer has said what landed of a transfer of ours; None: it is committed there."""
+        outgoing = self._outgoing.get(transfer)
+        if outgoing is not None:
+            try:
+                outgoing._handle.commit() if landed is None else outgoing._handle.resume(landed)
+            except ProtocolError as error:
+                self._lose(error)
 
     def _issue_tickets(self, count: int) -> None:
         with contextlib.suppress(LimitExceeded, Closed):  # a peer that uses none of its tickets gets no more
@@ -347,21 +346,14 @@ class Link:
     def _lose(self, error: KvwireError) -> None:
         """The link has failed: every transfer on it ends with this error."""
         if not self.closed:
-            self._flush_now()
             self._shut(error)
 
     def _shut(self, error: KvwireError) -> None:
         self._error = error
         self._closed.set_result(None)
-        if self._timer is not None:
-            self._timer.cancel()
+        self._stop()
         if self._dialler is not None:
             self._dialler.stop()
-        for task in self._tasks:
-            if task is not asyncio.current_task(self.loop):
-                task.cancel()
-        with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
         if not self._greeted.done():
             self._greeted.set_exception(copy(error))
             self._greeted.exception()  # nobody may be waiting
@@ -369,6 +361,12 @@ class Link:
             if not future.done():
                 future.set_exception(copy(error))
         self._offers.clear()
+        for answer in self._asked.values():
+            if not answer.done():
+                answer.set_exception(copy(error))
+                answer.exception()  # nobody may be waiting
+        self._asked.clear()
+        self._node._remember(self._session.link_id, self.outcomes())
         for transfer in [*self._outgoing.values(), *self._incoming.values()]:
             transfer._fail(error)
         self._outgoing.clear()
@@ -377,7 +375,10 @@ class Link:
         self._node._unwatch(self.engine_link)
         self._node._link_gone(self)
 
-    async def _finish_tasks(self) -> None:
-        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
-        if tasks:
-            await asyncio.wait(tasks)
+    def outcomes(self) -> dict[int, str]:
+        """What became of the peer's transfers that are over, or cannot go on while the link is down."""
+        found = self._session.outcomes()
+        for transfer, incoming in self._incoming.items():
+            if incoming.state == "committed" or self._control is None:
+                found[transfer] = "committed" if incoming.state == "committed" else "aborted"
+        return found

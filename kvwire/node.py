@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 from kvwire import sockets, wire
 from kvwire._ext.engine import Engine
 from kvwire.config import Config
+from kvwire.control import open_control
+from kvwire.dialler import Dialler
 from kvwire.errors import (
     Closed,
     ConfigError,
@@ -24,7 +26,6 @@ from kvwire.errors import (
     KvwireError,
     LinkLost,
     LocalError,
-    NotKvwire,
     ProtocolError,
     RemoteError,
     VersionMismatch,
@@ -34,8 +35,13 @@ from kvwire.link import Link
 
 T = TypeVar("T")
 
+REMEMBERED = 4096
+"""Outcomes of transfers whose links are gone that are kept, for senders that were left with CommitUnknown."""
+
 log = logging.getLogger("kvwire")
 
+REMEMBERED = 4096
+"""Outcomes of transfers whose links are gone that are kept, for senders that were left with CommitUnknown."""
 ACCEPT_PAUSE_S = 0.1
 """Pause after `accept` failed for want of descriptors: trying at once would only spin."""
 
@@ -49,11 +55,12 @@ class Node:
         self._loop = asyncio.get_running_loop()
         self._listener = listener
         self._boot_id = secrets.token_bytes(16)
-        self._links: set[Link] = set()
+        self._links: dict[Link, None] = {}  # in the order in which they were made
         self._by_id: dict[bytes, Link] = {}
         self._watched: dict[Any, Callable[[], None]] = {}
         self._offers: dict[Incoming, None] = {}  # in the order in which they came
         self._offer_came = asyncio.Event()
+        self._outcomes: dict[tuple[bytes, int], str] = {}  # of transfers whose links are gone; the latest
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
         self._handshakes = asyncio.Semaphore(config.max_handshakes)
@@ -113,13 +120,13 @@ class Node:
         try:
             async with asyncio.timeout_at(until):
                 sockets.tune(sock, self.config)
-                await self._loop.sock_sendall(sock, wire.control_preamble())
                 try:
-                    await _expect_node(sock)
+                    await open_control(sock)
                 except (RemoteError, LinkLost) as error:
                     raise type(error)(f"{where}: {error}") from None
                 self._check_open()
-                link = self._make_link(sock, "dialler", where, sockets.numeric_peer(sock))
+                link = self._make_link("dialler", where)
+                link._start(sock, Dialler(link, host, port, sockets.numeric_peer(sock)))
                 await asyncio.shield(link._greeted)
                 assert link._dialler is not None
                 await link._dialler.all_up.wait()
@@ -207,19 +214,31 @@ class Node:
 
     # --- links ----------------------------------------------------------------------------------------------------
 
-    def _make_link(self, sock: socket.socket, role: wire.Role, peer: str, dialled: tuple[str, int] | None) -> Link:
+    def _make_link(self, role: wire.Role, peer: str) -> Link:
         link_id = secrets.token_bytes(16) if role == "acceptor" else b""
         session = wire.Session(role, self.config, self._boot_id, secrets.token_bytes(32), link_id, time.monotonic())
-        link = Link(self, sock, session, peer, dialled)
-        self._links.add(link)
+        link = Link(self, session, peer)
+        self._links[link] = None
         if link_id:
             self._by_id[link_id] = link
-        link._start()
         return link
 
     def _link_gone(self, link: Link) -> None:
-        self._links.discard(link)
+        self._links.pop(link, None)
         self._by_id = {link_id: other for link_id, other in self._by_id.items() if other is not link}
+
+    def _remember(self, link_id: bytes, outcomes: dict[int, str]) -> None:
+        """What became of transfers of a link that ends."""
+        self._outcomes |= {(link_id, transfer): outcome for transfer, outcome in outcomes.items()}
+        for key in list(self._outcomes)[: max(0, len(self._outcomes) - REMEMBERED)]:
+            del self._outcomes[key]
+
+    def _outcome(self, link_id: bytes, transfer: int) -> str:
+        """What became of a transfer that was offered to this node; "unknown" also while it is under way."""
+        link = self._by_id.get(link_id)
+        if link is not None:
+            return link.outcomes().get(transfer, "unknown")
+        return self._outcomes.get((link_id, transfer), "unknown")
 
     async def _drop(self, sock: socket.socket, link: Link | None) -> None:
         if link is not None:
@@ -299,25 +318,35 @@ class Node:
             link._session.redeem_ticket(time.monotonic(), join)
             link._add_lane(sock, join.lane, join.incarnation)
             return
-        if len(self._links) >= self.config.max_links:
-            raise LocalError(f"{self.config.max_links} links are up already", hint="Config.max_links")
         sockets.tune(sock, self.config)
         await self._loop.sock_sendall(sock, wire.control_preamble())
-        link = self._make_link(sock, "acceptor", peer, None)
+        raw = await sockets.read_exactly(sock, wire.LENGTH_BYTES)
         try:
-            await asyncio.shield(link._greeted)  # until then it counts as a handshake
-        except BaseException:
-            await link.close()
+            raw += await sockets.read_exactly(sock, wire.greeting_bytes(raw))
+            hello = wire.parse_hello(raw)
+            link = self._returning(hello) if hello.link_id else None
+        except ProtocolError as error:
+            await self._loop.sock_sendall(sock, wire.goodbye("protocol", str(error)))
             raise
+        except LinkLost as error:
+            await self._loop.sock_sendall(sock, wire.goodbye("forgotten", str(error)))
+            raise
+        if link is not None:
+            link.peer = peer
+            link._resume(sock, raw)
+            return
+        if len(self._links) >= self.config.max_links:
+            raise LocalError(f"{self.config.max_links} links are up already", hint="Config.max_links")
+        self._make_link("acceptor", peer)._start(sock, None, raw)
 
-
-async def _expect_node(sock: socket.socket) -> None:
-    """Reads a node's preamble. NotKvwire, VersionMismatch, ProtocolError or LinkLost for anything else."""
-    answer = await sockets.read_at_most(sock, wire.PREAMBLE_BYTES)
-    if len(answer) < wire.PREAMBLE_BYTES and wire.control_preamble().startswith(answer):
-        raise LinkLost(f"it closed the connection after {len(answer)} bytes")
-    if wire.classify(answer.ljust(wire.PREAMBLE_BYTES, b"\0")) is not wire.ConnectionKind.CONTROL:
-        raise NotKvwire("it answered as a lane, not as a node")
+    def _returning(self, hello: wire.Hello) -> Link:
+        """The link of a peer that is back, suspended. LinkLost where it is not known here, or is another peer's."""
+        link = self._by_id.get(hello.link_id)
+        if link is not None and link._session.peer is not None and link._session.peer.boot_id == hello.boot_id:
+            link._connection_lost(link._control, LinkLost("the peer connected anew"))
+            if link.suspended:
+                return link
+        raise LinkLost("the link is not known here, or not any more")
 
 
 def _close_if_cancelled(sock: socket.socket, task: asyncio.Task[None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,17 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from kvwire._ext.transfers import OutTransfer
-from kvwire.errors import AttachmentError, CommitUnknown, KvwireError, LinkLost, PlacementError, ReadyError, SpecError
+from kvwire._ext.outgoing import OutTransfer
+from kvwire.errors import (
+    AttachmentError,
+    CommitUnknown,
+    KvwireError,
+    LinkLost,
+    PlacementError,
+    QueueFull,
+    ReadyError,
+    SpecError,
+)
 from kvwire.pool import Slots
 from kvwire.transfer import Receipt, Transfer, check_slots, runs_of
 from kvwire.types import MAX_ATTACHMENT_BYTES, MAX_BLOCKS, BlockRange, Grant, GroupOffer, Manifest
@@ -19,6 +29,11 @@ from kvwire.types import MAX_ATTACHMENT_BYTES, MAX_BLOCKS, BlockRange, Grant, Gr
 if TYPE_CHECKING:
     from kvwire._ext.layout import Segment
     from kvwire.link import Link
+
+
+FULL_PAUSE_S = 0.001
+FULL_PAUSE_LONGEST_S = 0.05
+"""How often `wait_ready` looks whether the queue has room."""
 
 
 def _granted_blocks(offer: GroupOffer, runs: tuple[BlockRange, ...]) -> NDArray[np.int64]:
@@ -115,10 +130,17 @@ class Outgoing(Transfer):
         """These blocks of a layer are computed and may leave; None: all that were granted. From any thread.
 
         Until the receipt or an abort they must not be written (`Pages.check_free` says so). ReadyError for blocks
-        that were not granted or were ready before, and then none of the call's blocks is ready.
+        that were not granted or were ready before, QueueFull where too much waits for the lanes; then none of the
+        call's blocks is ready.
         """
         segment = self.manifest.segment(group, layer)
         runs = [(0, len(self.granted[group]))] if blocks is None else self._position_runs(group, blocks)
+        queued = self._link.engine_link.queued_runs
+        if queued and queued + len(runs) > self._link.config.max_queued_runs:
+            raise QueueFull(
+                f"{queued} runs of ready cells wait for the lanes to {self._link.peer}",
+                hint="await wait_ready(...), name more blocks a call, or raise Config.max_queued_runs",
+            )
         try:
             with self._ready_lock:  # so that no other call gets between the check and what it was for
                 if len(runs) > 1:
@@ -128,6 +150,18 @@ class Outgoing(Transfer):
                     self._handle.ready(segment, first, count)
         except ReadyError as error:
             raise ReadyError(f"layer {layer} of group {group}: {error}") from None
+
+    async def wait_ready(self, group: str, layer: int, blocks: Iterable[int] | BlockRange | None = None) -> None:
+        """As `ready`, and waits while the queue is full. Raises what ended the transfer, if that comes first."""
+        pause_s = FULL_PAUSE_S
+        while True:
+            try:
+                return self.ready(group, layer, blocks)
+            except QueueFull:
+                await asyncio.wait((self._ended,), timeout=pause_s)
+                pause_s = min(2 * pause_s, FULL_PAUSE_LONGEST_S)
+                if self._ended.done():
+                    self._outcome(self.state)
 
     def _position_runs(self, group: str, blocks: Iterable[int] | BlockRange) -> list[tuple[int, int]]:
         """Block numbers as runs of (first position in grant order, count)."""

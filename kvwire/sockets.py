@@ -13,6 +13,7 @@ import os
 import socket
 import struct
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 from kvwire.config import Config
@@ -30,6 +31,8 @@ TCP_USER_TIMEOUT = 18
 """linux/tcp.h"""
 IP_BIND_ADDRESS_NO_PORT = 24
 """linux/in.h"""
+HEAD_START_S = 0.25
+"""What an address has before the next one is tried too: the Connection Attempt Delay of RFC 8305, section 5."""
 LONG_RTT_US = 2000
 """Above this RTT a path leaves the site, and BBR's indifference to stray loss is worth its CPU (docs/design.md)."""
 
@@ -120,36 +123,66 @@ def _check_port(port: object, lowest: int) -> None:
 
 
 async def dial(host: str, port: int, timeout_s: float, sources: Sequence[str] = (), turn: int = 0) -> socket.socket:
-    """A connected, non-blocking TCP socket. Tries every address of `host` in turn within `timeout_s`.
+    """A connected, non-blocking TCP socket, within `timeout_s`.
 
-    `sources`: local addresses to dial from, of which those of the right family are taken by `turn`.
-    AddressNotFound, ConnectRefused, ConnectTimeout or NetworkError, about the last address tried; ConfigError where
-    a source is not an address of this host.
+    Every address of `host` is tried, families by turns, each with a head start before the next one, so that one that
+    swallows everything delays and does not prevent (RFC 8305). `sources`: local addresses to dial from, of which those
+    of the right family are taken by `turn`.
+    AddressNotFound, ConnectRefused, ConnectTimeout or NetworkError, about the last address that failed; ConfigError
+    where a source is not an address of this host.
     """
     _check_port(port, 1)
     problem: Exception = NetworkError(f"{host} has no address")
+    attempts: set[asyncio.Task[socket.socket]] = set()
     try:
         async with asyncio.timeout(timeout_s):
-            for family, address in await _resolve(host, port):
-                sock = socket.socket(family, socket.SOCK_STREAM)
-                try:
-                    sock.setblocking(False)
-                    if sources:
-                        _bind_source(sock, sources, turn, host)
-                    await _connect(sock, address)
-                    return sock
-                except OSError as error:
-                    sock.close()
-                    problem = _connect_error(host, port, error)
-                except NetworkError as error:
-                    sock.close()
-                    problem = error
-                except BaseException:
-                    sock.close()
-                    raise
+            addresses = _by_turns(await _resolve(host, port))
+            while addresses or attempts:
+                if addresses:
+                    attempts.add(asyncio.ensure_future(_attempt(*addresses.pop(0), sources, turn, host)))
+                wait_s = HEAD_START_S if addresses else None
+                done, attempts = await asyncio.wait(attempts, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+                for attempt in done:
+                    try:
+                        sock = attempt.result()
+                    except NetworkError as error:
+                        problem = error
+                    except OSError as error:
+                        problem = _connect_error(host, port, error)
+                    else:
+                        attempts |= done - {attempt}
+                        return sock
     except TimeoutError:
         raise ConnectTimeout(f"{host} port {port} did not answer within {timeout_s:g} s") from None
+    finally:
+        for attempt in attempts:
+            attempt.cancel()
+        for late in await asyncio.gather(*attempts, return_exceptions=True):
+            if isinstance(late, socket.socket):
+                late.close()
     raise problem
+
+
+def _by_turns(addresses: list[tuple[int, tuple[object, ...]]]) -> list[tuple[int, tuple[object, ...]]]:
+    """The first family first, then one of each by turns, as far as they go."""
+    families = list(dict.fromkeys(family for family, _ in addresses))
+    columns = [[address for address in addresses if address[0] == family] for family in families]
+    return [address for row in zip_longest(*columns) for address in row if address is not None]
+
+
+async def _attempt(
+    family: int, address: tuple[object, ...], sources: Sequence[str], turn: int, host: str
+) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        if sources:
+            _bind_source(sock, sources, turn, host)
+        await _connect(sock, address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 async def _connect(sock: socket.socket, address: tuple[object, ...]) -> None:

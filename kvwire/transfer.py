@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from kvwire._ext.transfers import InTransfer, OutTransfer
+from kvwire._ext.incoming import InTransfer
+from kvwire._ext.outgoing import OutTransfer
 from kvwire.errors import Closed, DeadlineExceeded, KvwireError, LinkLost, SpecError, WrongThread
 from kvwire.pool import Lease, Slots
 from kvwire.types import BlockRange, Manifest
 
 if TYPE_CHECKING:
-    from kvwire._ext.transfers import State
+    from kvwire._ext.handles import State
     from kvwire.link import Link
 
 

@@ -115,11 +115,12 @@ cdef struct out_t:
     unsigned char *block_ready     # ready_lock: [all blocks]
     u64 *first_block               # [segments + 1]
     u64 unready_cells              # lock: attachment included
-    pthread_mutex_t ready_lock
+    pthread_mutex_t ready_lock     # taken before the link's lock
     u64 first_ready_ns
     u64 last_ready_ns
     u64 receipt_ns
     u64 acked_cells                # lock
+    bint suspended                 # lock: the link is down; what becomes ready is only marked
     u64 resent_cells
     pthread_cond_t changed
 

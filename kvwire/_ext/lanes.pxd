@@ -6,3 +6,4 @@ cdef class EngineLink:
     cdef readonly Engine engine
     cdef object __weakref__
     cdef void check(self) except *
+    cdef void close_lanes(self)

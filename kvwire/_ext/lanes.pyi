@@ -37,5 +37,10 @@ class EngineLink:
         """Lanes that have ended: (lane, incarnation, reason code, reason, frames received in order)."""
 
     def lane_stats(self) -> list[LaneStats]: ...
+    def suspend(self) -> None:
+        """Close all lanes and forget what was queued; transfers stay, each until its `resume`. Waits for local
+        workers only. What becomes ready meanwhile is marked and goes out then.
+        """
+
     def close(self) -> None:
         """Close all lanes and end all transfers as lost; waits for local workers only."""

@@ -11,7 +11,7 @@ from kvwire._ext.engine cimport Engine
 from kvwire._ext.frame cimport HEADER_BYTES
 from kvwire._ext.lanelog cimport log_init
 from kvwire._ext.link cimport forget_dirty, in_end, lane_free, out_end, out_unref, signal_engine, wake_worker
-from kvwire._ext.sendqueue cimport queue_free
+from kvwire._ext.sendqueue cimport queue_claim, queue_free, run_t
 
 from kvwire._ext.frame import ERRORS
 from kvwire.errors import Closed
@@ -164,13 +164,11 @@ cdef class EngineLink:
     def queued_runs(self):
         return self.c.queue.length
 
-    def close(self):
+    cdef void close_lanes(self):
+        """Ends all lanes and waits for the workers that hold them."""
         cdef lane_t *l
         cdef int i
-        if self.c.closed or self.engine.c.forked:
-            return
         pthread_mutex_lock(&self.c.lock)
-        self.c.closed = True
         l = self.c.lanes
         while l != NULL:
             kv_exchange(&l.close_request, 1)
@@ -182,6 +180,33 @@ cdef class EngineLink:
             pthread_mutex_lock(&self.c.lock)
             while self.c.lanes_open:
                 pthread_cond_wait(&self.c.changed, &self.c.lock)
+            pthread_mutex_unlock(&self.c.lock)
+
+    def suspend(self):
+        cdef run_t run
+        cdef out_t *t
+        cdef int i
+        self.check()
+        self.close_lanes()
+        with nogil:
+            pthread_mutex_lock(&self.c.lock)
+            for i in range(TABLE_SIZE):
+                t = self.c.out[i]
+                while t != NULL:
+                    t.suspended = True
+                    t = t.next
+            while queue_claim(&self.c.queue, 0xffffffff, &run):
+                out_unref(<out_t *>run.owner)
+            pthread_mutex_unlock(&self.c.lock)
+
+    def close(self):
+        cdef int i
+        if self.c.closed or self.engine.c.forked:
+            return
+        self.c.closed = True
+        self.close_lanes()
+        with nogil:
+            pthread_mutex_lock(&self.c.lock)
             for i in range(TABLE_SIZE):
                 while self.c.out[i] != NULL:
                     out_end(self.c.out[i], LOST)

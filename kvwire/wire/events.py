@@ -104,6 +104,67 @@ class LaneClosed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Suspended(Event):
+    """The connection is lost; transfers stay until another one resumes the session, or time runs out."""
+
+    error: KvwireError
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed(Event):
+    """Another connection has greeted; `LedgerWanted`, `LedgerCame` and the like follow."""
+
+    peer: Hello
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerWanted(Event):
+    """The peer asks what has landed of a transfer that it sends: answer with `ledger`."""
+
+    transfer: int
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerCame(Event):
+    """What the receiver has of a transfer of ours; the rest is to be sent."""
+
+    transfer: int
+    landed: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CommitLearnt(Event):
+    """The receiver has committed a transfer of ours; the receipt was lost with the connection."""
+
+    transfer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped(Event):
+    """The peer came back without a transfer."""
+
+    transfer: int
+    error: KvwireError
+
+
+@dataclass(frozen=True, slots=True)
+class Asked(Event):
+    """The peer asks what became of a transfer: answer with `answer`."""
+
+    link_id: bytes
+    transfer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answered(Event):
+    """The peer says what became of a transfer of ours."""
+
+    link_id: bytes
+    transfer: int
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
 class Closed(Event):
     """The session is over."""
 

@@ -20,6 +20,8 @@ LENGTH_BYTES = 4
 MAX_CONTAINERS = 4096
 """Most lists and maps in a message. A manifest with every limit exhausted has about 2,300."""
 MAX_KEYS = 64
+MAX_RESUMED = 1 << 17
+"""Transfers in a RESUME: twice the largest Config.max_transfers."""
 U64 = (1 << 64) - 1
 U32 = (1 << 32) - 1
 
@@ -44,6 +46,16 @@ def blob(*sizes: int) -> Check:
 def duration(value: object) -> bool:
     """Seconds, above 0 and at most a week."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 7 * 86400
+
+
+def blob_up_to(most: int, unit: int = 1) -> Check:
+    """Bytes, at most `most`, in whole units."""
+    return lambda value: isinstance(value, bytes) and len(value) <= most and len(value) % unit == 0
+
+
+def one_of(*texts: str) -> Check:
+    """One of these."""
+    return lambda value: isinstance(value, str) and value in texts
 
 
 def array(value: object) -> bool:
@@ -76,7 +88,7 @@ class Hello(Message):
     boot_id: bytes
     random: bytes
     link_id: bytes
-    """The acceptor's choice; empty from the dialler."""
+    """The acceptor's choice. From the dialler: empty, or the link that it resumes."""
     software: str
     lanes: int
     """Lanes the dialler wants."""
@@ -145,6 +157,65 @@ class Drained(Message):
     TYPE: ClassVar[str] = "drained"
     CHECKS: ClassVar[dict[str, Check]] = {"transfer": integer(1, U64)}
     transfer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resume(Message):
+    """First after HELLO on a link that is resumed, from both sides: transfers of its own that a side has under way."""
+
+    TYPE: ClassVar[str] = "resume"
+    CHECKS: ClassVar[dict[str, Check]] = {"transfers": blob_up_to(MAX_RESUMED * 8, 8)}
+    transfers: bytes
+    """Ids, u64 little-endian, rising."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger(Message):
+    """The receiver's answer to RESUME, for each transfer: what has become of it here.
+
+    `state`: "offered" (not granted yet), "active", "committed", "refused", "aborted", "unknown" (the offer never
+    came) or "forgotten". An active one repeats its grant, with a bit for each cell that has landed: in segment
+    order, attachment last, lowest bit first.
+    """
+
+    TYPE: ClassVar[str] = "ledger"
+    CHECKS: ClassVar[dict[str, Check]] = {
+        "transfer": integer(1, U64),
+        "state": one_of("offered", "active", "committed", "refused", "aborted", "unknown", "forgotten"),
+        "runs": array,
+        "cell_bytes": integer(0, 256 * 1024),
+        "landed": blob_up_to(1 << 26),
+    }
+    transfer: int
+    state: str
+    runs: list[Any]
+    cell_bytes: int
+    landed: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ask(Message):
+    """What has become of a transfer that was offered over a link, perhaps another one, that is lost for good?"""
+
+    TYPE: ClassVar[str] = "ask"
+    CHECKS: ClassVar[dict[str, Check]] = {"link_id": blob(16), "transfer": integer(1, U64)}
+    link_id: bytes
+    transfer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Message):
+    """Answer to ASK. `outcome`: "committed", "refused", "aborted", or "unknown": never seen, or forgotten."""
+
+    TYPE: ClassVar[str] = "answer"
+    CHECKS: ClassVar[dict[str, Check]] = {
+        "link_id": blob(16),
+        "transfer": integer(1, U64),
+        "outcome": one_of("committed", "refused", "aborted", "unknown"),
+    }
+    link_id: bytes
+    transfer: int
+    outcome: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +292,8 @@ class Goodbye(Message):
 MESSAGES: dict[str, type[Message]] = {
     message.TYPE: message
     for message in (
-        Hello, Offer, GrantMessage, Refuse, Abort, Drained, Lanes, LaneTicket, LaneClosed, Ping, Pong, Goodbye,
+        Hello, Offer, GrantMessage, Refuse, Abort, Drained, Resume, Ledger, Ask, Answer, Lanes, LaneTicket, LaneClosed,
+        Ping, Pong, Goodbye,
     )
 }  # fmt: skip
 

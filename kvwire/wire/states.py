@@ -13,6 +13,8 @@ class Session(enum.Enum):
 
     GREETING = "greeting"
     OPEN = "open"
+    SUSPENDED = "suspended"
+    """The connection was lost; transfers wait for another one."""
     CLOSED = "closed"
 
 
@@ -22,9 +24,15 @@ SESSION: dict[tuple[Session, str], Session] = {
     (Session.GREETING, "time out"): Session.CLOSED,
     (Session.GREETING, "fail"): Session.CLOSED,
     (Session.GREETING, "close"): Session.CLOSED,
+    # Of a session that was open before, and is resumed.
+    (Session.GREETING, "lose"): Session.SUSPENDED,
     (Session.OPEN, "recv goodbye"): Session.CLOSED,
     (Session.OPEN, "fail"): Session.CLOSED,
     (Session.OPEN, "close"): Session.CLOSED,
+    (Session.OPEN, "lose"): Session.SUSPENDED,
+    (Session.SUSPENDED, "resume"): Session.GREETING,
+    (Session.SUSPENDED, "time out"): Session.CLOSED,
+    (Session.SUSPENDED, "close"): Session.CLOSED,
 }
 
 
@@ -57,8 +65,16 @@ _ENDING: dict[tuple[Transfer, str], Transfer] = {
     (Transfer.QUIETING, "recv drained"): Transfer.QUIETING,
     (Transfer.QUIETING, "done"): Transfer.QUIETING,
     (Transfer.QUIETING, "drained"): Transfer.OVER,
+    # The connection was lost. Nothing on this side depends on a DRAINED.
+    (Transfer.OFFERED, "lose"): Transfer.OFFERED,
+    (Transfer.ACTIVE, "lose"): Transfer.ACTIVE,
+    (Transfer.DRAINING, "lose"): Transfer.OVER,
+    (Transfer.QUIETING, "lose"): Transfer.OVER,
+    # The peer is back and has no such transfer under way.
+    (Transfer.OFFERED, "recv over"): Transfer.OVER,
+    (Transfer.ACTIVE, "recv over"): Transfer.OVER,
 }
-"""How a transfer ends, on either side."""
+"""How a transfer ends, on either side, or outlives its connection."""
 
 OUTGOING: dict[tuple[Transfer, str], Transfer] = _ENDING | {
     (Transfer.OFFERED, "recv grant"): Transfer.ACTIVE,
@@ -72,5 +88,7 @@ OUTGOING: dict[tuple[Transfer, str], Transfer] = _ENDING | {
 INCOMING: dict[tuple[Transfer, str], Transfer] = _ENDING | {
     (Transfer.OFFERED, "grant"): Transfer.ACTIVE,
     (Transfer.OFFERED, "refuse"): Transfer.OVER,
+    # Our abort crossed the peer's RESUME.
+    (Transfer.DRAINING, "recv over"): Transfer.OVER,
 }
 """The side that receives."""

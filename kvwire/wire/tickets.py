@@ -53,6 +53,12 @@ class Tickets:
             raise ProtocolError(f"the ticket for lane {join.lane} has expired")
         self._taken.add(key)
 
+    def reset(self) -> None:
+        """The link's connections are gone: no ticket is out, no lane is up. Incarnations go on rising."""
+        self._out.clear()
+        self._taken.clear()
+        self._free = list(range(len(self._incarnation)))
+
     def free(self, lane: int, incarnation: int) -> None:
         """A lane that was opened with a ticket has ended; its number may be given out again."""
         if (lane, incarnation) in self._taken:

@@ -5,13 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from kvwire.errors import Closed, ProtocolError
-from kvwire.types import Manifest
+from kvwire.types import Grant, Manifest
 from kvwire.wire.states import Transfer
 
 DRAIN_S = 30.0
 """Longest wait for DRAINED. A peer that owes it still is forgotten: nothing on this side depends on the answer."""
+
+REMEMBERED = 4096
+"""Outcomes of the latest transfers that are kept, per direction, for a peer that comes back and asks."""
+
+Outcome = Literal["committed", "refused", "aborted"]
+_OUTCOMES: dict[str, Outcome] = {"done": "committed", "refuse": "refused", "recv refuse": "refused"}
 
 Rows = Mapping[tuple[Transfer, str], Transfer]
 
@@ -24,6 +31,10 @@ class Entry:
     state: Transfer
     due: float
     deadline_s: float
+    klass: int
+    grant: Grant | None = None
+    outcome: Outcome = "aborted"
+    """What is remembered of it once it is over."""
 
 
 class Transfers:
@@ -33,6 +44,8 @@ class Transfers:
         self.newest = 0
         self._rows = rows
         self._entries: dict[int, Entry] = {}
+        self._outcomes: dict[int, Outcome] = {}
+        self._to_come: set[int] = set()  # the peer has them under way, and their offers were lost
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -41,14 +54,48 @@ class Transfers:
         """The entry, unless the transfer is over or never was."""
         return self._entries.get(transfer)
 
+    def ids(self) -> list[int]:
+        """All ids, rising."""
+        return sorted(self._entries)
+
+    def outcome(self, transfer: int) -> Outcome | Literal["unknown", "forgotten"]:
+        """What became of a transfer that is over; "unknown": it never came."""
+        lost = transfer > self.newest or transfer in self._to_come
+        return self._outcomes.get(transfer, "unknown" if lost else "forgotten")
+
+    def outcomes(self) -> dict[int, str]:
+        """What became of the latest transfers that are over."""
+        return dict(self._outcomes)
+
     def alive(self) -> list[Entry]:
         """Those that nobody has given up."""
         return [entry for entry in self._entries.values() if entry.state in (Transfer.OFFERED, Transfer.ACTIVE)]
 
-    def add(self, transfer: int, manifest: Manifest, due: float, deadline_s: float) -> None:
+    def add(self, transfer: int, manifest: Manifest, due: float, deadline_s: float, klass: int) -> None:
         """A new offer."""
-        self.newest = transfer
-        self._entries[transfer] = Entry(manifest, Transfer.OFFERED, due, deadline_s)
+        self.come(transfer)
+        self._entries[transfer] = Entry(manifest, Transfer.OFFERED, due, deadline_s, klass)
+
+    def come(self, transfer: int) -> None:
+        """An offer has come, whatever is made of it."""
+        self.newest = max(self.newest, transfer)
+        self._to_come.discard(transfer)
+
+    def is_new(self, transfer: int) -> bool:
+        """Whether an offer with this id may come: its id is beyond all others, or it is due once more."""
+        return transfer > self.newest or transfer in self._to_come
+
+    def under_way_there(self, ids: list[int]) -> None:
+        """All that the peer has under way, rising. What never came is offered again, also after newer offers."""
+        self._to_come = {
+            transfer for transfer in ids if self.get(transfer) is None and self.outcome(transfer) == "unknown"
+        }
+        self.newest = max([self.newest, *ids[-1:]])
+
+    def refuse(self, transfer: int) -> None:
+        """An offer was refused as it came."""
+        self.come(transfer)
+        self._remember(transfer, "refused")
 
     def clear(self) -> None:
         """The session is over, and every transfer with it."""
@@ -65,13 +112,25 @@ class Transfers:
         if entry is None or (entry.state, what) not in self._rows:
             raise Closed(f"transfer {transfer} is {entry.state.value if entry else 'over'}: no {what} now")
         state = self._rows[entry.state, what]
+        entry.outcome = _OUTCOMES.get(what, entry.outcome)
         if state is Transfer.OVER:
             del self._entries[transfer]
+            self._remember(transfer, entry.outcome)
         elif state is not entry.state:
             waits = {Transfer.ACTIVE: entry.deadline_s, Transfer.DRAINING: DRAIN_S}
             entry.due = now + waits.get(state, math.inf)  # QUIETING ends when this side says so
         entry.state = state
         return entry
+
+    def _remember(self, transfer: int, outcome: Outcome) -> None:
+        self._outcomes[transfer] = outcome
+        if len(self._outcomes) > REMEMBERED:
+            del self._outcomes[next(iter(self._outcomes))]
+
+    def lose(self, now: float) -> None:
+        """The connection is lost: what only waited for the peer's last word is over."""
+        for transfer in self.ids():
+            self.step(now, transfer, "lose")
 
     def peer_step(self, now: float, transfer: int, what: str) -> Entry | None:
         """As `step` for a message; None where the transfer is over, ProtocolError where it never was."""

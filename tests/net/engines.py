@@ -11,9 +11,10 @@ from typing import Self
 import numpy as np
 
 from kvwire._ext.engine import Engine
+from kvwire._ext.incoming import InTransfer
 from kvwire._ext.lanes import EngineLink
 from kvwire._ext.layout import Segment
-from kvwire._ext.transfers import InTransfer, OutTransfer
+from kvwire._ext.outgoing import OutTransfer
 
 POISON = 0xA5
 CELL = 4096

@@ -1,5 +1,6 @@
 """Two hosts on one machine: network namespaces joined by a veth, with an IPv4 and an IPv6 address each."""
 
+import ctypes
 import itertools
 import os
 import shutil
@@ -61,3 +62,22 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
             _ip("-n", host.name, "address", "add", f"{host.ipv4}/24", "dev", "wire")
             _ip("-n", host.name, "address", "add", f"{host.ipv6}/64", "dev", "wire", "nodad")
         yield hosts[0], hosts[1]
+
+
+@contextmanager
+def entered(host: Host) -> Iterator[None]:
+    """This thread's sockets are made on that host; those that exist stay where they are."""
+    setns = ctypes.CDLL(None, use_errno=True).setns
+    with open("/proc/thread-self/ns/net") as here, open(f"/run/netns/{host.name}") as there:
+        assert setns(there.fileno(), 0) == 0, os.strerror(ctypes.get_errno())
+        try:
+            yield
+        finally:
+            assert setns(here.fileno(), 0) == 0, os.strerror(ctypes.get_errno())
+
+
+def black_hole(host: Host, active: bool = True) -> None:
+    """What is sent to this host vanishes without a word; or no longer does."""
+    _ip("-n", host.name, "link", "set", "wire", "down" if active else "up")
+    if not active:  # addresses of IPv6 went with the link
+        _ip("-n", host.name, "address", "replace", f"{host.ipv6}/64", "dev", "wire", "nodad")

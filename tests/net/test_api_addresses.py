@@ -1,6 +1,7 @@
 """Which addresses a node listens at, dials from and dials to."""
 
 import asyncio
+import contextlib
 import os
 import resource
 import socket
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from kvwire import Closed, Config, ConfigError, ConnectRefused, LinkLost, NetworkError, Node
+from kvwire import Closed, Config, ConfigError, ConnectRefused, LinkLost, NetworkError, Node, sockets
 from tests.net import kit
 from tests.net.kit import joined
 
@@ -157,3 +158,32 @@ async def test_without_descriptors_strangers_are_hung_up_on() -> None:
             stranger.close()
         async with await Node.start() as client:
             await client.connect("127.0.0.1", node.port)
+
+
+async def test_an_address_that_swallows_everything_only_delays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name of several addresses, of which the first never answers: its backlog is full."""
+    with socket.create_server(("127.0.0.9", 0), backlog=0) as deaf, contextlib.ExitStack() as stack:
+        port = deaf.getsockname()[1]
+        for _ in range(4):  # until the kernel takes no more
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(("127.0.0.9", port))
+        async with await Node.serve("127.0.0.1", port) as node, await Node.start() as client:
+            resolve = sockets._resolve
+
+            async def several(host: str, port: int, **more: Any) -> Any:
+                found = await resolve("127.0.0.1", port) if host == "127.0.0.1" else []
+                return found or [*await resolve("127.0.0.9", port), *await resolve("127.0.0.1", port)]
+
+            monkeypatch.setattr(sockets, "_resolve", several)
+            link = await client.connect("decode", port)
+            assert link._dialler is not None
+            assert link._dialler._address == ("127.0.0.1", port)
+            assert node.links
+
+
+def test_families_take_turns() -> None:
+    six, four = socket.AF_INET6, socket.AF_INET
+    found: list[tuple[int, tuple[object, ...]]] = [(six, ("a",)), (six, ("b",)), (six, ("c",)), (four, ("1",))]
+    assert [address[0] for _, address in sockets._by_turns(found)] == ["a", "1", "b", "c"]
+    assert sockets._by_turns([]) == []

@@ -1,4 +1,4 @@
-"""Lanes that are lost are replaced and lose nothing; a lost link ends its transfers, soon and by name."""
+"""Lost lanes are replaced and lose nothing; a link that is not resumed ends its transfers, soon and by name."""
 
 import asyncio
 import contextlib
@@ -16,6 +16,7 @@ from tests.net.kit import Caches, granted, joined, manifest, same
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
+NOT_RESUMED = Config(lanes=2, resume_timeout_s=0)
 BIG = GroupSpec.state("big", GroupKind.RECURRENT, range(4), DType.UINT8, (4 << 20,))
 
 
@@ -105,7 +106,7 @@ async def stopped(process: asyncio.subprocess.Process) -> None:
 async def test_the_receiver_s_process_is_killed(done: str) -> None:
     offer = manifest("killed")
     source = Caches(offer, filled=True)
-    async with another_process("receive") as process, await Node.start(Config(lanes=2)) as node:
+    async with another_process("receive") as process, await Node.start(NOT_RESUMED) as node:
         link = await node.connect("127.0.0.1", int(await line(process)))
         out = await link.offer(offer, source.at())
         assert await line(process) == "granted"
@@ -134,7 +135,7 @@ async def test_the_receiver_s_process_is_killed(done: str) -> None:
 
 
 async def test_the_sender_s_process_is_killed() -> None:
-    async with await Node.serve("127.0.0.1", 0, Config(lanes=2)) as node:
+    async with await Node.serve("127.0.0.1", 0, NOT_RESUMED) as node:
         async with another_process("send", str(node.port)) as process:
             incoming = await node.accept()
             target = Caches(incoming.manifest)
@@ -175,10 +176,11 @@ async def test_the_control_connection_is_cut() -> None:
     """Its lanes may be well: without the session there is no link."""
     offer = manifest()
     source, target = Caches(offer, filled=True), Caches(offer)
-    async with joined() as pair:
+    async with joined(NOT_RESUMED, NOT_RESUMED) as pair:
         out, incoming = await granted(pair.link, pair.server, offer, source, target)
         out.ready("full", 0)
-        pair.link._sock.shutdown(socket.SHUT_RDWR)
+        assert pair.link._control is not None
+        pair.link._control._sock.shutdown(socket.SHUT_RDWR)
         for half in (out, incoming):
             with pytest.raises(LinkLost, match=r"closed the connection|control connection"):
                 await half.committed()

@@ -39,6 +39,8 @@ LANE = struct.pack("<4sHH", b"KVWL", wire.WIRE_VERSION, 1)
 NOISE = np.random.default_rng(4).bytes(100_000)
 TLS_ALERT = b"\x15\x03\x01\x00\x02\x02\x46"  # what a TLS server says to what is no ClientHello
 
+NOT_RESUMED = Config(lanes=2, resume_timeout_s=0)
+
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
@@ -156,7 +158,7 @@ async def raw_dialler(node: Node) -> AsyncIterator[tuple[wire.Session, asyncio.S
 
 async def test_a_peer_that_closes_half_way_through_an_offer() -> None:
     offer = manifest("half", kit.FIVE)
-    async with joined() as pair:
+    async with joined(NOT_RESUMED) as pair:
         async with raw_dialler(pair.server) as (peer, _, writer):
             peer.offer(time.monotonic(), offer, timeout_s=1, deadline_s=1, klass=1)
             data = peer.data_to_send()
@@ -170,7 +172,7 @@ async def test_a_peer_that_closes_half_way_through_an_offer() -> None:
 async def test_a_peer_that_offers_and_goes() -> None:
     offer = manifest("gone")
     target = Caches(offer)
-    async with joined() as pair:
+    async with joined(NOT_RESUMED) as pair:
         async with raw_dialler(pair.server) as (peer, _, writer):
             for request_id in ("gone", "unseen"):
                 peer.offer(time.monotonic(), manifest(request_id), timeout_s=1, deadline_s=1, klass=1)

@@ -8,8 +8,9 @@ import time
 import numpy as np
 import pytest
 
+from kvwire._ext.incoming import InTransfer
 from kvwire._ext.layout import Segment
-from kvwire._ext.transfers import InTransfer, OutTransfer
+from kvwire._ext.outgoing import OutTransfer
 from kvwire.errors import AttachmentError, Closed, LimitExceeded, ReadyError, SpecError
 from tests.net.engines import CELL, PATIENCE_S, Memory, Pair, all_ready, commit, until
 

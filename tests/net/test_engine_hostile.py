@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from kvwire._ext.frame import check, encode
+from kvwire._ext.incoming import InTransfer
 from kvwire._ext.lanes import EngineLink
 from kvwire._ext.layout import Segment
-from kvwire._ext.transfers import InTransfer, OutTransfer
+from kvwire._ext.outgoing import OutTransfer
 from tests.net.engines import CELL, PATIENCE_S, Memory, closures, raw_peer, until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")

@@ -14,7 +14,7 @@ from functools import partial
 
 import pytest
 
-from kvwire._ext.transfers import InTransfer
+from kvwire._ext.incoming import InTransfer
 from kvwire.errors import Closed
 from tests.net.engines import CELL, PATIENCE_S, Memory, Pair, all_ready, closures, commit, tcp_pair, until
 

@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {"kvwire", "emulate", "_ext.crc32c", "_ext.build_info", "_ext.libcrypto"},
 }
 BELOW_ASYNCIO = BASE | {"_ext", "wire", "congestion", "security", "codecs", "pool", "telemetry"}
-ASYNCIO = {"sockets", "link", "lanedialler", "node", "transfer", "outgoing", "incoming"}
+ASYNCIO = {"sockets", "link", "driver", "control", "dialler", "node", "transfer", "outgoing", "incoming"}
 MAY_IMPORT |= {part: BELOW_ASYNCIO | ASYNCIO for part in {"__init__"} | ASYNCIO}
 
 PURE = {"wire", "congestion"}

@@ -10,10 +10,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kvwire import KvwireError, Manifest, NotKvwire, ProtocolError, VersionMismatch
-from kvwire.wire import JOIN_BYTES, classify, control_preamble, events, parse_join, schema
-from kvwire.wire.manifest import pack_manifest, unpack_manifest, unpack_runs
+from kvwire.wire import JOIN_BYTES, classify, control_preamble, events, parse_join, schema, states
+from kvwire.wire.manifest import pack_manifest, pack_runs, unpack_manifest, unpack_runs
 from kvwire.wire.preamble import verify_join
-from tests.unit.wire_pair import Pair, drain, frame, make_manifest
+from tests.unit.wire_pair import Pair, drain, frame, make_manifest, whole
 
 PACKED = pack_manifest(make_manifest())
 TRAFFIC = b"".join(
@@ -25,6 +25,19 @@ TRAFFIC = b"".join(
             schema.Lanes(2),
             schema.Abort(1, "aborted", "no use"),
             schema.Goodbye("closed", ""),
+        ),
+    )
+)
+
+RETURN = b"".join(  # of a dialler that resumes its link, sends transfers 1 and 3 and receives transfer 2
+    map(
+        schema.encode,
+        (
+            schema.Hello(b"d" * 16, b"D" * 32, b"L" * 16, "peer", 4, 4, 65536),
+            schema.Resume((1).to_bytes(8, "little") + (3).to_bytes(8, "little")),
+            schema.Ledger(2, "active", pack_runs(whole(make_manifest())), 65536, b"\x07"),
+            schema.Offer(3, PACKED, 60.0, 1),
+            schema.Abort(2, "aborted", "no use"),
         ),
     )
 )
@@ -160,3 +173,38 @@ def test_session(data: bytes, greet: bool, step: int) -> None:
             assert isinstance(event.error, KvwireError)
     pair.tick(1e6)
     pair.exchange()
+
+
+@settings(max_examples=400)
+@given(mutated(RETURN), st.integers(0, 600), st.integers(1, 400), st.booleans())
+@example(RETURN, 0, 1, True)
+@example(
+    RETURN[: RETURN.index(b"ledger")] + b"?" * 20, 0, 1 << 20, False
+)  # a question, and nonsense in the same breath
+def test_resumed_session(data: bytes, kept: int, step: int, again: bool) -> None:
+    """A peer that is back and says nearly what it should, or all of it up to some byte; and then is lost once more."""
+    pair = Pair()
+    session = pair.acceptor
+    pair.offer(by=pair.dialler)
+    pair.offer(by=session)
+    pair.exchange()
+    for each, transfer in ((session, 1), (pair.dialler, 2)):
+        each.grant(pair.now, transfer, whole(make_manifest()))
+    pair.exchange()
+    pair.lose()
+    for data_now in [RETURN[:kept] + data[kept:], data][: 1 + again]:
+        if session.state is states.Session.CLOSED:
+            break
+        session.resume(pair.now, b"R" * 32)
+        for at in range(0, len(data_now), step):
+            session.receive_data(pair.now, data_now[at : at + step])
+        for event in drain(session):
+            if isinstance(event, events.LedgerWanted):
+                session.ledger(pair.now, event.transfer, b"\x01")
+            elif isinstance(event, events.Closed):
+                assert isinstance(event.error, KvwireError)
+        pair.lose()
+    pair.tick(1e6)
+    assert session.state is states.Session.CLOSED
+    assert not len(session._incoming)
+    assert not len(session._outgoing)

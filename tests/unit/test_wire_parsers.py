@@ -31,6 +31,10 @@ EXAMPLES: list[schema.Message] = [
     schema.Refuse(1, "refused", "no room"),
     schema.Abort((1 << 64) - 1, "aborted", "ü" * 2048),
     schema.Drained(1),
+    schema.Resume(bytes(8) + b"\x01" * 8),
+    schema.Ledger(1, "active", pack_runs(Grant(((BlockRange(0, 7),), (), ()), 65536)), 65536, b"\x7f"),
+    schema.Ask(b"l" * 16, 1),
+    schema.Answer(b"l" * 16, 1, "committed"),
     schema.Lanes(64),
     schema.LaneTicket(0, 1, b"s" * 32, 30.0),
     schema.LaneClosed(3, 2, "", (1 << 64) - 1),
@@ -38,7 +42,7 @@ EXAMPLES: list[schema.Message] = [
     schema.Pong((1 << 64) - 1),
     schema.Goodbye("closed", ""),
 ]
-WRONG: list[object] = [None, True, {}, math.nan, -1, "x" * 5000, b"x" * 17]
+WRONG: list[object] = [None, True, {}, math.nan, -1, "x" * 5000, b"x" * 17]  # a ledger may have 17 bytes
 WRONG_PARTS: list[object] = [None, -1, 1.5, "", b"x", [], [[]], {}, True, 1 << 63, "\ud800"]
 
 
@@ -106,7 +110,7 @@ def test_every_field_is_needed_and_checked(message: schema.Message) -> None:
     for name in message.CHECKS:
         with pytest.raises(ProtocolError, match=f"without {name}"):
             schema.decode(frame({k: v for k, v in content.items() if k != name})[4:])
-        for wrong in WRONG:
+        for wrong in WRONG if name != "landed" else WRONG[:-1]:
             with pytest.raises(ProtocolError, match=name):
                 schema.decode(frame(content | {name: wrong})[4:])
 

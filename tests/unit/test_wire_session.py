@@ -24,23 +24,11 @@ from kvwire.types import BlockRange, Grant, ModelTag, layout_digest
 from kvwire.wire import Session, control_preamble, events, schema, states
 from kvwire.wire.manifest import pack_manifest, pack_runs
 from kvwire.wire.session import GREETING_BYTES
-from tests.unit.wire_pair import CONFIG, SPECS, Pair, drain, frame, make_manifest, messages, only, whole
+from tests.unit.wire_pair import CONFIG, SPECS, Pair, broken, drain, frame, make_manifest, messages, only, whole
 
 MANIFEST = make_manifest()
 HELLO = schema.Hello(b"d" * 16, b"D" * 32, b"", "peer", 4, 4, 65536)
 OFFER = schema.Offer(1, pack_manifest(MANIFEST), 60.0, 1)
-
-
-def broken(session: Session, *words: str) -> None:
-    """The session ended by a ProtocolError that says these words, and told the peer."""
-    closed = drain(session)[-1]
-    assert isinstance(closed, events.Closed)
-    assert type(closed.error) is ProtocolError
-    assert all(word in str(closed.error) for word in words), closed.error
-    goodbye = messages(session.data_to_send())[-1]
-    assert isinstance(goodbye, schema.Goodbye)
-    assert goodbye.code == "protocol"
-    assert session.next_timer() is None
 
 
 STRANGERS = {
@@ -103,11 +91,25 @@ def test_acceptor_may_not_ask_for_lanes() -> None:
     broken(pair.dialler, "tickets")
 
 
-@pytest.mark.parametrize(("role", "link_id"), [("dialler", b""), ("acceptor", b"L" * 16)])
-def test_only_the_acceptor_names_the_link(role: str, link_id: bytes) -> None:
+@pytest.mark.parametrize(
+    ("role", "link_id", "words"),
+    [("dialler", b"", "the acceptor names the link"), ("acceptor", b"L" * 16, "a link that is not this one")],
+)
+def test_only_the_acceptor_names_the_link(role: str, link_id: bytes, words: str) -> None:
+    """A dialler that names one wants to resume it, and a new session was never lost."""
     session: Session = getattr(Pair(greet=False), role)
     session.receive_data(1000.0, schema.encode(schema.Hello(b"d" * 16, b"D" * 32, link_id, "peer", 4, 4, 65536)))
-    broken(session, "names the link")
+    broken(session, words)
+
+
+def test_the_acceptor_answers() -> None:
+    """It has to know which link this is before it can say which."""
+    pair = Pair(greet=False)
+    assert not pair.acceptor.data_to_send()
+    pair.tell(pair.acceptor, HELLO)
+    (hello,) = messages(pair.acceptor.data_to_send())
+    assert isinstance(hello, schema.Hello)
+    assert hello.link_id == pair.acceptor.link_id == b"L" * 16
 
 
 BAD_FIELDS: dict[str, list[Any]] = {
@@ -322,14 +324,19 @@ def test_offers_to_a_peer_that_does_not_read() -> None:
 
 @pytest.mark.parametrize("greet", [False, True])
 def test_eof(greet: bool) -> None:
+    """Only a session that was open is worth another connection."""
     pair = Pair(greet=greet)
     pair.dialler.eof(pair.now)
-    assert type(only(pair.dialler, events.Closed).error) is LinkLost
+    (event,) = drain(pair.dialler)
+    assert isinstance(event, events.Suspended if greet else events.Closed)
+    assert type(event.error) is LinkLost
     pair.dialler.eof(pair.now)
     assert not drain(pair.dialler)
 
 
-@pytest.mark.parametrize(("code", "kind"), [("closed", LinkLost), ("protocol", ProtocolError), ("?", ProtocolError)])
+@pytest.mark.parametrize(
+    ("code", "kind"), [("closed", LinkLost), ("forgotten", LinkLost), ("?", LinkLost), ("protocol", ProtocolError)]
+)
 def test_goodbye(code: str, kind: type[Exception]) -> None:
     pair = Pair()
     pair.tell(pair.dialler, schema.Goodbye(code, "enough"), schema.Ping(1))

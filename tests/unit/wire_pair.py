@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import msgpack
 
-from kvwire import Config, DType, GroupKind, GroupSpec, Manifest, ModelTag
+from kvwire import Config, DType, GroupKind, GroupSpec, LinkLost, Manifest, ModelTag, ProtocolError
 from kvwire.types import Grant
-from kvwire.wire import Session, events, schema
+from kvwire.wire import Session, events, schema, states
+from kvwire.wire.states import Transfer
 
 CONFIG = Config(max_message_bytes=65536, max_transfers=4, ping_interval_s=10.0, handshake_timeout_s=5.0)
 MODEL = ModelTag("a-model", "r1")
@@ -22,6 +24,7 @@ HELLO = schema.Hello(b"a" * 16, b"A" * 32, b"L" * 16, "peer", 0, 4, 65536)
 TOKENS = 100  # blocks 0..7 of "full", 4..7 of "window"
 
 E = TypeVar("E", bound=events.Event)
+Scenario = Callable[[], None]
 
 
 def make_manifest(
@@ -69,6 +72,24 @@ def only(session: Session, kind: type[E]) -> E:
     return event
 
 
+def broken(session: Session, *words: str) -> None:
+    """The session ended by a ProtocolError that says these words, and told the peer."""
+    closed = drain(session)[-1]
+    assert isinstance(closed, events.Closed)
+    assert type(closed.error) is ProtocolError
+    assert all(word in str(closed.error) for word in words), closed.error
+    goodbye = messages(session.data_to_send())[-1]
+    assert isinstance(goodbye, schema.Goodbye)
+    assert goodbye.code == "protocol"
+    assert session.next_timer() is None
+
+
+def named(scenario: Callable[..., None], sender: str, **how: object) -> tuple[str, Scenario]:
+    """A scenario with its arguments, and what to call it."""
+    words = [scenario.__name__, sender, *(f"{name}={value}" for name, value in how.items())]
+    return "-".join(words), partial(scenario, sender, **how)
+
+
 class Pair:
     """A dialler and an acceptor that have greeted, unless told not to."""
 
@@ -89,6 +110,27 @@ class Pair:
                 return
             self.acceptor.receive_data(self.now, there)
             self.dialler.receive_data(self.now, back)
+
+    def lose(self, *sessions: Session) -> None:
+        """The connection is gone, and all that was under way; these sessions (both where none is named) notice."""
+        for session in (self.dialler, self.acceptor):
+            session.data_to_send()
+        for session in sessions or (self.dialler, self.acceptor):
+            session.lost(self.now, LinkLost("the cable is cut"))
+
+    def connect(self) -> None:
+        """Another connection; nothing is delivered yet."""
+        for session in (self.dialler, self.acceptor):
+            if session.state is not states.Session.SUSPENDED:
+                session.lost(self.now, LinkLost("the cable was cut"))
+            session.resume(self.now, b"R" * 32)
+
+    def resume(self) -> None:
+        """Another connection, and both have told what they had to tell; no events of it are left."""
+        self.connect()
+        self.exchange()
+        for session in (self.dialler, self.acceptor):
+            drain(session)
 
     def tell(self, session: Session, *said: schema.Message) -> None:
         """Messages that this session hears, whoever might have said them."""
@@ -115,8 +157,74 @@ class Pair:
             session.handle_timer(self.now)
 
 
+class Way:
+    """A pair of sessions, one of which sends a transfer to the other."""
+
+    def __init__(self, sender: str, receiver: Config = CONFIG) -> None:
+        self.pair = Pair(acceptor=receiver) if sender == "dialler" else Pair(dialler=receiver)
+        self.sender: Session = getattr(self.pair, sender)
+        self.receiver = self.pair.acceptor if sender == "dialler" else self.pair.dialler
+        self.transfer = 0
+
+    def offer(self, *, deliver: bool = True, request_id: str = "r1") -> int:
+        self.transfer = self.pair.offer(make_manifest(request_id), by=self.sender)
+        if deliver:
+            self.deliver(self.sender)
+            assert only(self.receiver, events.Offered).transfer == self.transfer
+        return self.transfer
+
+    def grant(self, *, deliver: bool = True) -> None:
+        self.receiver.grant(self.pair.now, self.transfer, whole(make_manifest()))
+        if deliver:
+            self.deliver(self.receiver)
+            assert only(self.sender, events.Granted).grant == whole(make_manifest())
+
+    def granted(self) -> None:
+        self.offer()
+        self.grant()
+
+    def abort(self, session: Session) -> None:
+        session.abort(self.pair.now, self.transfer, "aborted", "")
+
+    def deliver(self, said_by: Session) -> None:
+        """What one side has said arrives."""
+        other = self.receiver if said_by is self.sender else self.sender
+        other.receive_data(self.pair.now, said_by.data_to_send())
+
+    def resume(self) -> tuple[list[events.Event], list[events.Event]]:
+        """Another connection: what sender and receiver hear on it, once everything is said."""
+        self.pair.connect()
+        for session in (self.sender, self.receiver):
+            drain(session)
+        self.pair.exchange()
+        told = drain(self.sender), drain(self.receiver)
+        for each in told:
+            assert isinstance(each.pop(0), events.Resumed)
+        return told
+
+    def table(self, session: Session) -> dict[int, Transfer]:
+        table = session._outgoing if session is self.sender else session._incoming
+        return {transfer: entry.state for transfer, entry in table._entries.items()}
+
+    def both(self, state: Transfer | None) -> None:
+        """Both sides agree; None: it is over."""
+        expected = {} if state is None else {self.transfer: state}
+        assert self.table(self.sender) == self.table(self.receiver) == expected
+        assert self.sender.state is self.receiver.state is states.Session.OPEN
+        self.pair.exchange()
+        assert not drain(self.sender)
+        assert not drain(self.receiver)
+
+    def finish(self) -> None:
+        """From granted to the end."""
+        self.both(Transfer.ACTIVE)
+        self.receiver.transfer_done(self.transfer)
+        self.sender.transfer_done(self.transfer)
+        self.both(None)
+
+
 def act(session: Session, now: float, what: str) -> None:
-    """What the SESSION table names."""
+    """What the SESSION table names, done to a dialler."""
     if what == "recv hello":
         session.receive_data(now, schema.encode(HELLO))
     elif what == "recv goodbye":
@@ -126,5 +234,9 @@ def act(session: Session, now: float, what: str) -> None:
             session.handle_timer(session.next_timer() or now)
     elif what == "fail":
         session.receive_data(now, frame("what?"))
+    elif what == "lose":
+        session.lost(now, LinkLost("the cable is cut"))
+    elif what == "resume":
+        session.resume(now, b"R" * 32)
     else:
         session.close(now, "done")

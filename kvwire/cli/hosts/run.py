@@ -83,6 +83,7 @@ def command(options: argparse.Namespace) -> int:
     config = kvwire.Config(
         lanes=options.lanes,
         congestion=options.cc,
+        resume_timeout_s=0,  # what was measured over a lost connection says nothing
         transfer_timeout_s=LONGEST_S,
         local_addresses=(resolve(options.bind, options.family),) if options.bind else (),
     )

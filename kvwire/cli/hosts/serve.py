@@ -50,7 +50,7 @@ def command(options: argparse.Namespace) -> int:
 
 async def _serve(options: argparse.Namespace) -> int:
     host = local_address(options)
-    config = kvwire.Config(congestion=options.cc, transfer_timeout_s=LONGEST_S)
+    config = kvwire.Config(congestion=options.cc, transfer_timeout_s=LONGEST_S, resume_timeout_s=0)
     async with await kvwire.Node.serve(host, options.port, config) as node:
         memory_bytes = options.max_memory or machine.available_bytes() // 2
         if memory_bytes > MOST_MEMORY_BYTES:

@@ -1,11 +1,8 @@
-from typing import Literal
-
 from typing_extensions import Buffer
 
+from kvwire._ext.handles import State
 from kvwire._ext.lanes import EngineLink
 from kvwire._ext.layout import Segment
-
-State = Literal["active", "committed", "aborted", "lost"]
 
 class OutTransfer:
     """The sending half of a transfer. Every method may be called from any thread.
@@ -32,6 +29,14 @@ class OutTransfer:
         """ReadyError if `ready` with the same arguments would raise it."""
 
     def attach(self, data: Buffer) -> None: ...
+    def resume(self, landed: Buffer) -> None:
+        """The link is back, and these cells (a bit each, in segment order, attachment last, lowest bit first) have
+        landed: whatever else is ready is queued again. ProtocolError for a ledger that does not fit.
+        """
+
+    def commit(self) -> None:
+        """The receiver has committed, as the control plane has learnt. ProtocolError if it cannot have."""
+
     @property
     def state(self) -> State: ...
     @property
@@ -53,43 +58,3 @@ class OutTransfer:
 
     def abort(self) -> State:
         """End it. On return no worker reads its pages any more; waits for local workers only."""
-
-class InTransfer:
-    """The receiving half of a transfer. Every method may be called from any thread.
-
-    `segments`: pages to write, one per (group, layer) in manifest order.
-    """
-
-    def __init__(
-        self, link: EngineLink, transfer: int, segments: list[Segment], cell_bytes: int, attachment: bool
-    ) -> None: ...
-    @property
-    def link(self) -> EngineLink: ...
-    def completed(self, start: int = 0) -> list[int]:
-        """Segments in the order in which they became complete, from the `start`-th on; the attachment among them."""
-
-    @property
-    def state(self) -> State: ...
-    @property
-    def cells(self) -> tuple[int, int]:
-        """Cells that have landed, cells in all."""
-
-    @property
-    def duplicates(self) -> int: ...
-    @property
-    def times_ns(self) -> tuple[int, int]:
-        """CLOCK_MONOTONIC of the first cell and of the commit, 0 where not yet."""
-
-    @property
-    def attachment(self) -> bytes | None:
-        """The attachment's bytes, after the commit."""
-
-    def wait(self, timeout_s: float) -> State: ...
-    def missing(self, segment: int) -> int:
-        """Cells of a segment that have not landed."""
-
-    def wait_segment(self, segment: int, timeout_s: float) -> bool:
-        """Wait natively until a segment is complete; False if the time is over or the transfer ended before."""
-
-    def abort(self) -> State:
-        """End it. On return no worker writes its slots any more; waits for local workers only."""

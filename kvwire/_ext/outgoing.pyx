@@ -1,54 +1,26 @@
-"""Transfers as the engine knows them: what leaves, what arrives. Every method may be called from any thread."""
+"""The sending half of a transfer. Every method may be called from any thread."""
 
 cimport cython
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from kvwire._ext.core cimport *
+from kvwire._ext.handles cimport check_cell, copy_segments, deadline_in, init_condition
 from kvwire._ext.lanes cimport EngineLink
-from kvwire._ext.layout cimport Segment, segment_t
-from kvwire._ext.ledger cimport ledger_init
-from kvwire._ext.link cimport (forget_dirty, in_end, in_unref, insert_in, insert_out, out_end, out_unref,
-                               signal_engine, wake_all)
+from kvwire._ext.link cimport forget_dirty, insert_out, out_end, out_unref, signal_engine, wake_all
 from kvwire._ext.sendqueue cimport queue_push, run_t
 
-from kvwire.errors import AttachmentError, Closed, LimitExceeded, ReadyError, SpecError
-
-_STATES = ("active", "committed", "aborted", "lost")
-
-cdef int check_cell(EngineLink link, u32 cell_bytes) except -1:
-    link.check()
-    if not 0 < cell_bytes <= link.engine.c.max_cell_bytes:
-        raise LimitExceeded(f"cells of {cell_bytes} bytes; the engine takes 1 to {link.engine.c.max_cell_bytes}")
-    return 0
+from kvwire._ext.handles import STATES
+from kvwire.errors import AttachmentError, Closed, ProtocolError, ReadyError, SpecError
 
 
-cdef void init_condition(pthread_cond_t *c) noexcept nogil:
-    cdef pthread_condattr_t attr
-    pthread_condattr_init(&attr)
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC)
-    pthread_cond_init(c, &attr)
-    pthread_condattr_destroy(&attr)
-
-
-cdef timespec deadline_in(double timeout_s) noexcept nogil:
-    cdef u64 at = now_ns() + <u64>(min(max(timeout_s, 0.0), 1e9) * 1e9)
-    cdef timespec ts
-    ts.tv_sec = <long>(at // 1000000000)
-    ts.tv_nsec = <long>(at % 1000000000)
-    return ts
-
-
-cdef segment_t *copy_segments(list segments) except NULL:
-    cdef segment_t *out = <segment_t *>calloc(len(segments) + 1, sizeof(segment_t))
-    cdef Segment s
-    cdef int i
-    if out == NULL:
+cdef int check_pushed(int state) except -1:
+    """What `push` returned, once no lock is held: the transfer's state, or -1 without memory."""
+    if state == -1:
         raise MemoryError
-    for i, segment in enumerate(segments):
-        s = segment
-        out[i] = s.c
-    return out
+    if state != ACTIVE:
+        raise Closed(f"the transfer is {STATES[state]}")
+    return 0
 
 
 @cython.no_gc_clear                     # __dealloc__ needs the link
@@ -127,6 +99,7 @@ cdef class OutTransfer:
         cdef out_t *t = self.t
         cdef unsigned char *flags
         cdef u64 i, at, end, cell, low, high, done_first = 0, done = 0
+        cdef int state
         self.link.check()
         flags = self.flags(segment, first, count)
         if count == 0:
@@ -149,11 +122,16 @@ cdef class OutTransfer:
                 if done == 0:
                     done_first = cell
                 done += 1
+        state = self.push(segment, <u32>done_first, <u32>done, False)
         pthread_mutex_unlock(&t.ready_lock)
-        self.push(segment, <u32>done_first, <u32>done)
+        check_pushed(state)
 
-    cdef int push(self, u32 segment, u32 first, u32 count) except -1:
-        """Queue cells that have become complete; wakes the workers."""
+    cdef int push(self, u32 segment, u32 first, u32 count, bint again) noexcept:
+        """Queue cells that have become complete, or (`again`) were before; wakes the workers. For `check_pushed`.
+
+        The caller holds `ready_lock`: `resume` looks at what is ready, and must not queue a cell that `ready` will.
+        Nobody raises under that lock: what runs Python may hand the GIL to a thread that waits for the lock.
+        """
         cdef out_t *t = self.t
         cdef run_t run
         cdef u64 now = now_ns()
@@ -164,7 +142,8 @@ cdef class OutTransfer:
         if state == ACTIVE:
             if t.first_ready_ns == 0:
                 t.first_ready_ns = now
-            t.last_ready_ns = now
+            if not again:
+                t.last_ready_ns = now
             if count:
                 run.owner = t
                 run.klass = t.klass
@@ -174,22 +153,21 @@ cdef class OutTransfer:
                 run.first = first
                 run.count = count
                 t.link.queue.next_order += 1
-                failed = queue_push(&t.link.queue, &run) != 0
+                failed = not t.suspended and queue_push(&t.link.queue, &run) != 0
                 if not failed:
-                    t.refs += 1
-                    t.unready_cells -= count
+                    t.refs += not t.suspended
+                    t.unready_cells -= 0 if again else count
         pthread_mutex_unlock(&t.link.lock)
         if failed:
-            raise MemoryError
-        if state != ACTIVE:
-            raise Closed(f"the transfer is {_STATES[state]}")
-        if count:
+            return -1
+        if count and state == ACTIVE:
             wake_all(t.link.engine)
-        return 0
+        return state
 
     def attach(self, const unsigned char[::1] data not None):
         cdef out_t *t = self.t
         cdef char *copy
+        cdef int state
         self.link.check()
         if not t.has_attachment:
             raise AttachmentError("no attachment was announced for this transfer")
@@ -207,12 +185,72 @@ cdef class OutTransfer:
             raise AttachmentError("this transfer has its attachment already")
         t.attachment = copy
         t.attachment_len = <u32>data.shape[0]
+        state = self.push(t.segments, 0, 1, False)
         pthread_mutex_unlock(&t.ready_lock)
-        self.push(t.segments, 0, 1)
+        check_pushed(state)
+
+    def resume(self, const unsigned char[::1] landed not None):
+        cdef out_t *t = self.t
+        cdef u64 total = t.first_cell[t.segments] + t.has_attachment, count = 0, cell, end
+        cdef u32 segment
+        cdef int state = ACTIVE
+        cdef bint suspended, honest = True
+        self.link.check()
+        if <u64>landed.shape[0] != (total + 7) >> 3:
+            raise ProtocolError(f"a ledger of {landed.shape[0]} bytes; {total} cells take {(total + 7) >> 3}")
+        pthread_mutex_lock(&t.ready_lock)
+        for cell in range(<u64>landed.shape[0] * 8):
+            if landed[cell >> 3] & (1 << (cell & 7)):
+                count += 1
+                honest = cell < total and self.is_ready(cell)
+                if not honest:
+                    break
+        if not honest:
+            pthread_mutex_unlock(&t.ready_lock)
+            raise ProtocolError(f"a ledger with cell {cell}, which was never sent")
+        pthread_mutex_lock(&t.link.lock)
+        suspended = t.suspended            # else granted after the link came back: nothing of it was lost
+        t.suspended = False
+        if suspended:
+            t.acked_cells = count
+        pthread_mutex_unlock(&t.link.lock)
+        for segment in range(t.segments + t.has_attachment if suspended else 0):
+            cell = t.first_cell[segment]
+            end = t.first_cell[segment + 1] if segment < t.segments else total
+            while cell < end and state == ACTIVE:
+                count = 0
+                while cell + count < end and self.is_ready(cell + count) \
+                        and not landed[(cell + count) >> 3] & (1 << ((cell + count) & 7)):
+                    count += 1
+                if count:
+                    state = self.push(segment, <u32>(cell - t.first_cell[segment]), <u32>count, True)
+                cell += count + 1          # the one behind a run is not to be sent
+        pthread_mutex_unlock(&t.ready_lock)
+        if state == -1:                    # aborted meanwhile, by another thread, is no error
+            raise MemoryError
+
+    cdef bint is_ready(self, u64 cell) noexcept:
+        """Whether a cell, the attachment included, is complete. `ready_lock` held."""
+        if cell == self.t.first_cell[self.t.segments]:
+            return self.t.attachment != NULL
+        return self.t.unready[cell] == 0
+
+    def commit(self):
+        cdef out_t *t = self.t
+        cdef bint honest
+        pthread_mutex_lock(&t.link.lock)
+        honest = t.unready_cells == 0
+        if honest and t.state == ACTIVE:
+            t.receipt_ns = now_ns()
+            out_end(t, COMMITTED)
+        pthread_mutex_unlock(&t.link.lock)
+        signal_engine(t.link.engine)
+        if not honest:
+            raise ProtocolError("a receipt for cells that were not ready")
 
     @property
     def state(self):
-        return _STATES[self.t.state]
+        return STATES[self.t.state]
 
     @property
     def all_ready(self):
@@ -241,7 +279,7 @@ cdef class OutTransfer:
                 if pthread_cond_timedwait(&t.changed, &t.link.lock, &until):
                     break
             pthread_mutex_unlock(&t.link.lock)
-        return _STATES[t.state]
+        return STATES[t.state]
 
     def abort(self):
         cdef out_t *t = self.t
@@ -252,7 +290,7 @@ cdef class OutTransfer:
                 pthread_cond_wait(&t.changed, &t.link.lock)
             pthread_mutex_unlock(&t.link.lock)
             signal_engine(t.link.engine)
-        return _STATES[t.state]
+        return STATES[t.state]
 
     def __del__(self):
         """Before the collector takes anything apart: from here on no worker reads the pages."""
@@ -273,148 +311,4 @@ cdef class OutTransfer:
             while t.readers:
                 pthread_cond_wait(&t.changed, lock)
             out_unref(t)
-            pthread_mutex_unlock(lock)
-
-
-@cython.no_gc_clear                     # __dealloc__ needs the link
-cdef class InTransfer:
-    """The receiving half of a transfer: which segments are complete, and whether all is committed."""
-
-    def __cinit__(self, EngineLink link not None, u64 transfer, list segments not None, u32 cell_bytes, bint attachment):
-        cdef in_t *t
-        cdef u32 i
-        cdef long long *cells
-        check_cell(link, cell_bytes)
-        t = <in_t *>calloc(1, sizeof(in_t))
-        if t == NULL:
-            raise MemoryError
-        init_condition(&t.changed)
-        t.link = &link.c
-        t.refs = 1
-        t.id = transfer
-        t.cell_bytes = cell_bytes
-        t.has_attachment = attachment
-        t.dirty.handle = <void *>self
-        self.t = t
-        self.link = link
-        self.keep = segments               # the pages stay alive as long as this handle
-        t.segment = copy_segments(segments)
-        t.segments = <u32>len(segments)
-        t.done = <u32 *>malloc((t.segments + 2) * sizeof(u32))
-        t.attachment = <char *>malloc(MAX_ATTACHMENT) if attachment else NULL
-        cells = <long long *>malloc((t.segments + 2) * sizeof(long long))
-        if t.done == NULL or cells == NULL or (attachment and t.attachment == NULL):
-            free(cells)
-            raise MemoryError
-        for i in range(t.segments):
-            cells[i] = (t.segment[i].nbytes + cell_bytes - 1) // cell_bytes
-        cells[t.segments] = 1
-        failed = ledger_init(&t.ledger, cells, t.segments + attachment)
-        free(cells)
-        if failed:
-            raise MemoryError
-        if t.ledger.missing_total == 0:
-            raise SpecError("a transfer of nothing", hint="refuse the offer instead")
-        pthread_mutex_lock(&link.c.lock)
-        insert_in(&link.c, t)
-        pthread_mutex_unlock(&link.c.lock)
-
-    def completed(self, u32 start=0):
-        """Segment numbers in the order in which they became complete, from the `start`-th on, attachment included."""
-        cdef in_t *t = self.t
-        cdef u32 i, count
-        self.link.engine.c.gil_entries += 1
-        pthread_mutex_lock(&t.link.lock)
-        count = t.done_count
-        pthread_mutex_unlock(&t.link.lock)
-        out = []
-        for i in range(start, count):      # `done` is written once, before `done_count` grows
-            out.append(t.done[i])
-        return out
-
-    @property
-    def state(self):
-        return _STATES[self.t.state]
-
-    @property
-    def cells(self):
-        return self.t.ledger.cells - self.t.ledger.missing_total, self.t.ledger.cells
-
-    @property
-    def duplicates(self):
-        return self.t.duplicates
-
-    @property
-    def times_ns(self):
-        return self.t.first_ns, self.t.commit_ns
-
-    @property
-    def attachment(self):
-        if self.t.state != COMMITTED or self.t.attachment == NULL:
-            return None
-        return self.t.attachment[:self.t.attachment_len]
-
-    def wait(self, double timeout_s):
-        cdef in_t *t = self.t
-        cdef timespec until = deadline_in(timeout_s)
-        self.link.engine.c.gil_entries += 1
-        with nogil:
-            pthread_mutex_lock(&t.link.lock)
-            while t.state == ACTIVE:
-                if pthread_cond_timedwait(&t.changed, &t.link.lock, &until):
-                    break
-            pthread_mutex_unlock(&t.link.lock)
-        return _STATES[t.state]
-
-    def missing(self, u32 segment):
-        if segment >= self.t.ledger.segments:
-            raise ReadyError(f"no segment {segment}; this transfer has {self.t.segments}")
-        return self.t.ledger.missing[segment]
-
-    def wait_segment(self, u32 segment, double timeout_s):
-        cdef in_t *t = self.t
-        cdef timespec until = deadline_in(timeout_s)
-        cdef bint complete
-        self.link.engine.c.gil_entries += 1
-        if segment >= t.ledger.segments:
-            raise ReadyError(f"no segment {segment}; this transfer has {t.segments}")
-        with nogil:
-            pthread_mutex_lock(&t.link.lock)
-            while t.ledger.missing[segment] and t.state == ACTIVE:
-                if pthread_cond_timedwait(&t.changed, &t.link.lock, &until):
-                    break
-            complete = t.ledger.missing[segment] == 0
-            pthread_mutex_unlock(&t.link.lock)
-        return bool(complete)
-
-    def abort(self):
-        cdef in_t *t = self.t
-        with nogil:
-            pthread_mutex_lock(&t.link.lock)
-            in_end(t, ABORTED)
-            while t.writers:
-                pthread_cond_wait(&t.changed, &t.link.lock)
-            pthread_mutex_unlock(&t.link.lock)
-            signal_engine(t.link.engine)
-        return _STATES[t.state]
-
-    def __del__(self):
-        """Before the collector takes anything apart: from here on no worker writes the slots."""
-        if self.t != NULL and not self.link.engine.c.forked:
-            forget_dirty(&self.link.engine.c, &self.t.dirty)
-            self.abort()
-
-    def __dealloc__(self):
-        cdef in_t *t = self.t
-        cdef pthread_mutex_t *lock
-        if t == NULL or self.link.engine.c.forked:
-            return
-        lock = &self.link.c.lock
-        forget_dirty(&self.link.engine.c, &t.dirty)
-        with nogil:
-            pthread_mutex_lock(lock)
-            in_end(t, ABORTED)
-            while t.writers:
-                pthread_cond_wait(&t.changed, lock)
-            in_unref(t)
             pthread_mutex_unlock(lock)

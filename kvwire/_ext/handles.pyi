@@ -1,0 +1,5 @@
+from typing import Literal
+
+State = Literal["active", "committed", "aborted", "lost"]
+
+STATES: tuple[State, ...]

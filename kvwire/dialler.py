@@ -1,0 +1,137 @@
+"""The side of a link that dials: a connection for each lane, and all of it anew after a loss."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from typing import TYPE_CHECKING
+
+from kvwire import sockets, wire
+from kvwire.control import open_control
+from kvwire.errors import KvwireError
+
+if TYPE_CHECKING:
+    from kvwire.link import Link
+
+REDIAL_FIRST_S = 0.05
+REDIAL_LONGEST_S = 2.0
+"""A lane that was lost is dialled again at once, then at growing intervals."""
+REDIAL_CONTROL_S = 0.5
+"""Longest interval for the control connection: nothing moves without it."""
+REDIAL_ATTEMPT_S = 1.0
+"""Longest wait for one attempt. A fresh one is at the peer before TCP tries a lost SYN for the second time."""
+
+
+class Dialler:
+    """Keeps a link connected, and at `Config.lanes` lanes.
+
+    `host`, `port`: what the user named. `address`: what the control connection reached, which is one host.
+    """
+
+    def __init__(self, link: Link, host: str, port: int, address: tuple[str, int]) -> None:
+        self._link = link
+        self._name = host, port
+        self._address = address
+        self._redials = 0
+        self._dialling: set[asyncio.Task[None]] = set()
+        self._redialling: asyncio.Task[None] | None = None
+        self._settled = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self.all_up = asyncio.Event()
+        """Set when every lane has been up for the first time, and when the link has ended."""
+
+    # --- lanes ----------------------------------------------------------------------------------------------------
+
+    def take(self, ticket: wire.Ticket) -> None:
+        """Dial a lane with this ticket. One too many is left to expire."""
+        if self._link.lanes + len(self._dialling) < self._link.config.lanes:
+            task = self._link._spawn(self._dial_lane(ticket))
+            self._dialling.add(task)
+            task.add_done_callback(self._dialling.discard)
+
+    async def _dial_lane(self, ticket: wire.Ticket) -> None:
+        link, config = self._link, self._link.config
+        try:
+            sock = await sockets.dial(*self._address, config.connect_timeout_s, config.local_addresses, ticket.lane)
+            with sock:  # closed again unless the engine has taken it over
+                random = secrets.token_bytes(32)
+                join = wire.join_bytes(link._session.link_id, ticket.lane, ticket.incarnation, random, ticket.secret)
+                async with asyncio.timeout(config.handshake_timeout_s):
+                    await link.loop.sock_sendall(sock, join)
+                link._add_lane(sock, ticket.lane, ticket.incarnation)
+            self._redials = 0
+            if link.lanes >= config.lanes:
+                self.all_up.set()
+        except (KvwireError, OSError):
+            self.want()
+
+    def want(self) -> None:
+        """Ask for tickets for the lanes that are missing, after a pause that grows until one is up."""
+        if not self._link.closed and not self._link.suspended and self._timer is None:
+            pause = min(REDIAL_FIRST_S * 2 ** min(self._redials, 10), REDIAL_LONGEST_S)
+            self._redials += 1
+            self._timer = self._link.loop.call_later(pause, self._request)
+
+    def _request(self) -> None:
+        self._timer = None
+        link = self._link
+        if link.closed or link.suspended or link.lanes >= link.config.lanes:
+            return
+        missing = link.config.lanes - link.lanes - len(self._dialling)
+        if missing > 0:
+            link._session.request_lanes(time.monotonic(), missing)
+            link._pump()
+        self.want()  # and look again, whatever becomes of the tickets
+
+    # --- the link -------------------------------------------------------------------------------------------------
+
+    def suspended(self) -> None:
+        """The connection is lost: dial it again until the link is resumed or given up."""
+        self._drop()
+        self._settled.set()
+        if self._redialling is None:
+            self._redialling = self._link._spawn(self._redial())
+
+    def resumed(self) -> None:
+        """The link is up again."""
+        self._redials = 0
+        self._settled.set()
+
+    async def _redial(self) -> None:
+        link, pause_s, attempts = self._link, REDIAL_FIRST_S, 0
+        while link.suspended:
+            # The host that answered before, and, should it have another address now, what its name says.
+            where = self._name if attempts % 4 == 3 else self._address
+            attempts += 1
+            begun = link.loop.time()
+            try:
+                sock = await sockets.dial(*where, REDIAL_ATTEMPT_S, link.config.local_addresses)
+                try:
+                    async with asyncio.timeout(link.config.handshake_timeout_s):
+                        await open_control(sock)
+                    self._address = sockets.numeric_peer(sock)
+                except BaseException:
+                    sock.close()
+                    raise
+            except (KvwireError, OSError):  # TimeoutError is one too
+                await asyncio.sleep(max(0.0, begun + pause_s - link.loop.time()))
+                pause_s = min(2 * pause_s, REDIAL_CONTROL_S)
+                continue
+            self._settled.clear()
+            link._resume(sock)
+            await self._settled.wait()
+        self._redialling = None
+
+    def _drop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for task in self._dialling:
+            task.cancel()
+
+    def stop(self) -> None:
+        """The link has ended."""
+        self._drop()
+        self._settled.set()
+        self.all_up.set()

@@ -1,0 +1,208 @@
+"""A TCP proxy that stands between two nodes and does on command what networks do by themselves.
+
+It runs in a thread of its own with its own loop, so that a test's loop, and a node's, may stand still.
+"""
+
+import asyncio
+import contextlib
+import socket
+import struct
+import threading
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
+Kind = Literal["control", "lane", "other"]
+CHUNK_BYTES = 64 * 1024
+MAGICS: dict[bytes, Kind] = {b"KVWC": "control", b"KVWL": "lane"}
+
+
+@dataclass(eq=False)
+class Connection:
+    """One connection through the proxy. `kind` is told by its first bytes."""
+
+    here: socket.socket
+    there: socket.socket
+    kind: Kind = "other"
+    tasks: list["asyncio.Task[None]"] = field(default_factory=list)
+    forwarded: dict[str, int] = field(default_factory=lambda: {"up": 0, "down": 0})
+
+
+class Proxy:
+    """Forwards from `port` to a target port on 127.0.0.1. Every method may be called from the test's thread."""
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self.connections: list[Connection] = []
+        self.accepted = 0
+        self.rate_Bps: float | None = None
+        self._open = True
+        self._stalled_way: str | None = None  # None: both
+        self._loop = asyncio.new_event_loop()
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self._listener.setblocking(False)
+        self.port: int = self._listener.getsockname()[1]
+        self._go: asyncio.Event | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    # --- what a test says -----------------------------------------------------------------------------------------
+
+    def reset(self, kind: Kind | None = None, count: int | None = None) -> int:
+        """Resets connections of a kind (None: all), the first `count` of them; says how many there were."""
+
+        async def work() -> int:
+            chosen = [each for each in self.connections if kind in (None, each.kind)][:count]
+            for connection in chosen:
+                self._end(connection, abrupt=True)
+            return len(chosen)
+
+        return self._call(work())
+
+    def reset_one(self, kind: Kind, rng: np.random.Generator) -> int:
+        """Resets one connection of a kind, any; says how many there were to choose from, at most 1."""
+
+        async def work() -> int:
+            there = [each for each in self.connections if each.kind == kind]
+            if there:
+                self._end(there[int(rng.integers(len(there)))], abrupt=True)
+            return min(1, len(there))
+
+        return self._call(work())
+
+    def cut(self) -> None:
+        """The network is gone: connections are reset, and new ones refused."""
+        self.refuse()
+        self.reset()
+
+    def refuse(self) -> None:
+        """New connections are hung up on."""
+        self._open = False
+
+    def heal(self) -> None:
+        """Connections are taken, and bytes forwarded, again."""
+        self._open = True
+        self._stalled_way = None
+        self._set_flowing(True)
+
+    def stall(self) -> None:
+        """Nothing is forwarded any more, and nothing says so."""
+        self._set_flowing(False)
+
+    def stall_down(self) -> None:
+        """What the target says is not forwarded any more; what is said to it is."""
+        self._stalled_way = "down"
+        self._set_flowing(False)
+
+    # --- how it does it -------------------------------------------------------------------------------------------
+
+    def _set_flowing(self, flows: bool) -> None:
+        async def work() -> None:
+            assert self._go is not None
+            self._go.set() if flows else self._go.clear()
+
+        self._call(work())
+
+    def _call(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._go = asyncio.Event()
+        self._go.set()
+        self._accepting = self._loop.create_task(self._accept())
+        self._loop.run_forever()
+        self._loop.close()
+
+    async def _accept(self) -> None:
+        tasks = set()
+        while True:
+            here, _ = await self._loop.sock_accept(self._listener)
+            if not self._open:
+                here.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                here.close()
+                continue
+            self.accepted += 1
+            task = self._loop.create_task(self._connect(here))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+    async def _connect(self, here: socket.socket) -> None:
+        there = socket.socket()
+        there.setblocking(False)
+        here.setblocking(False)
+        for sock in (here, there):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            await self._loop.sock_connect(there, ("127.0.0.1", self.target))
+        except OSError:
+            here.close()
+            there.close()
+            return
+        connection = Connection(here, there)
+        self.connections.append(connection)
+        connection.tasks = [
+            self._loop.create_task(self._forward(connection, here, there, "up")),
+            self._loop.create_task(self._forward(connection, there, here, "down")),
+        ]
+
+    async def _forward(self, connection: Connection, source: socket.socket, target: socket.socket, way: str) -> None:
+        assert self._go is not None
+        try:
+            while data := await self._loop.sock_recv(source, CHUNK_BYTES):
+                if way == "up" and not connection.forwarded["up"]:
+                    connection.kind = MAGICS.get(data[:4], "other")
+                if self._stalled_way in (None, way):
+                    await self._go.wait()
+                if self.rate_Bps:
+                    await asyncio.sleep(len(data) / self.rate_Bps)
+                await self._loop.sock_sendall(target, data)
+                connection.forwarded[way] += len(data)
+            target.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._end(connection, abrupt=True)
+
+    def _end(self, connection: Connection, *, abrupt: bool) -> None:
+        if connection not in self.connections:
+            return
+        self.connections.remove(connection)
+        for task in connection.tasks:
+            if task is not asyncio.current_task():
+                task.cancel()
+        for sock in (connection.here, connection.there):
+            self._loop.remove_reader(sock)
+            self._loop.remove_writer(sock)
+            if abrupt:
+                with contextlib.suppress(OSError):
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.close()
+
+    def close(self) -> None:
+        """End all of it."""
+
+        async def work() -> None:
+            self._accepting.cancel()
+            for connection in list(self.connections):
+                self._end(connection, abrupt=True)
+            self._listener.close()
+            others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+
+        self._call(work())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+
+@contextmanager
+def proxied(target: int) -> Iterator[Proxy]:
+    proxy = Proxy(target)
+    try:
+        yield proxy
+    finally:
+        proxy.close()

@@ -1,0 +1,70 @@
+"""A peer that takes less than is made ready: `ready` says so, or `wait_ready` waits; memory stays bounded."""
+
+import asyncio
+
+import pytest
+
+from kvwire import Closed, Config, DType, GroupSpec, Outgoing, QueueFull
+from tests.net import kit
+from tests.net.kit import Caches, same
+from tests.net.test_resume import through_proxy
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+FEW = Config(lanes=2, max_queued_runs=4)
+SPEC = GroupSpec.attention("full", range(64), DType.BF16, block_tokens=16, heads=8, head_dim=128)
+
+
+async def fill(out: Outgoing) -> tuple[int, "asyncio.Task[None]"]:
+    """Makes layers ready until the sockets take no more and the queue is full; the first that has to wait."""
+    for layer in range(64):
+        waiting = asyncio.create_task(out.wait_ready("full", layer))
+        await asyncio.wait((waiting,), timeout=0.3)
+        if not waiting.done():
+            return layer, waiting
+    raise AssertionError("everything was taken")
+
+
+async def test_ready_says_that_the_queue_is_full_and_wait_ready_waits() -> None:
+    async with through_proxy(FEW) as (pair, proxy):
+        offer = kit.manifest("r", (SPEC,))
+        source, target = Caches(offer, filled=True), Caches(offer)
+        out, incoming = await kit.granted(pair.link, pair.server, offer, source, target)
+        proxy.stall()
+        layer, waiting = await fill(out)
+        assert pair.link.engine_link.queued_runs == 4
+        with pytest.raises(QueueFull, match="4 runs of ready cells wait for the lanes") as full:
+            out.ready("full", layer + 1)
+        assert full.value.retriable
+        proxy.heal()
+        await waiting
+        for later in range(layer + 1, 64):
+            await out.wait_ready("full", later)
+        await out.committed()
+        await incoming.committed()
+        same(source, target)
+
+
+async def test_waiting_ends_with_the_transfer() -> None:
+    async with through_proxy(FEW) as (pair, proxy):
+        offer = kit.manifest("r", (SPEC,))
+        source, target = Caches(offer, filled=True), Caches(offer)
+        out, _ = await kit.granted(pair.link, pair.server, offer, source, target)
+        proxy.stall()
+        _, waiting = await fill(out)
+        await out.abort("enough")
+        with pytest.raises(Closed):
+            await waiting
+        source.check_free()
+
+
+async def test_one_call_is_never_too_much_for_an_empty_queue() -> None:
+    async with through_proxy(Config(lanes=2, max_queued_runs=1)) as (pair, _):
+        offer = kit.manifest("r", (kit.FULL,))
+        source, target = Caches(offer, filled=True), Caches(offer)
+        out, _ = await kit.granted(pair.link, pair.server, offer, source, target)
+        await out.wait_ready("full", 0, [0, 2, 4, 6, 8, 10, 12])
+        await out.wait_ready("full", 0, [1, 3, 5, 7, 9, 11])
+        await out.wait_ready("full", 1)
+        await out.committed()
+        same(source, target)

@@ -1,0 +1,126 @@
+"""Who may take a link over: only the node that it was made with, and only while it is known."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from kvwire import Config, LinkLost, Node, wire
+from kvwire.wire import schema
+from tests.net import kit
+from tests.net.kit import joined
+from tests.net.proxy import proxied
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+
+def hello(link_id: bytes, boot_id: bytes = b"s" * 16) -> schema.Hello:
+    return schema.Hello(boot_id, b"r" * 32, link_id, "stranger", 2, 4, 65536)
+
+
+@asynccontextmanager
+async def stranger(node: Node, *said: bytes) -> AsyncIterator[list[schema.Message]]:
+    """A raw connection that says this; what the node answered, up to the end of the connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+    try:
+        writer.write(wire.control_preamble() + b"".join(said))
+        answer = (await asyncio.wait_for(reader.read(), 10))[wire.PREAMBLE_BYTES :]
+        messages, found = schema.MessageReader(1 << 20), []
+        messages.feed(answer)
+        while (message := messages.next()) is not None:
+            found.append(message)
+        yield found
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+async def test_a_stranger_that_knows_the_link_s_name() -> None:
+    async with joined() as pair:
+        name = pair.link._session.link_id
+        async with stranger(pair.server, schema.encode(hello(name))) as answer:
+            (goodbye,) = answer
+            assert isinstance(goodbye, schema.Goodbye)
+            assert (goodbye.code, "not known here" in goodbye.reason) == ("forgotten", True)
+        assert not pair.link.suspended
+        assert not pair.back.suspended
+        await kit.still_works(pair)
+
+
+async def test_a_link_that_is_not_known() -> None:
+    async with joined() as pair, stranger(pair.server, schema.encode(hello(b"?" * 16))) as answer:
+        assert [type(message) for message in answer] == [schema.Goodbye]
+        assert len(pair.server.links) == 1
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        schema.encode(schema.Ping(1)),
+        b"\xff\xff\xff\x7f",
+        (100).to_bytes(4, "little") + b"\xc1" * 100,
+    ],
+)
+async def test_no_hello(said: bytes) -> None:
+    async with joined() as pair:
+        async with stranger(pair.server, said) as answer:
+            (goodbye,) = answer
+            assert isinstance(goodbye, schema.Goodbye)
+            assert goodbye.code == "protocol"
+        assert len(pair.server.links) == 1
+        await kit.still_works(pair)
+
+
+async def test_a_greeting_that_never_ends() -> None:
+    config = Config(lanes=2, handshake_timeout_s=0.2)
+    async with joined(config) as pair:
+        reader, writer = await asyncio.open_connection("127.0.0.1", pair.server.port)
+        writer.write(wire.control_preamble() + schema.encode(hello(b""))[:-1])
+        assert await asyncio.wait_for(reader.read(), 10) == wire.control_preamble()
+        assert len(pair.server.links) == 1
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+async def test_the_same_node_takes_a_link_over_that_still_seems_up() -> None:
+    """The acceptor has not noticed the loss yet: the new connection counts."""
+    async with joined() as pair:
+        offer = kit.manifest("r")
+        source, target = kit.Caches(offer, filled=True), kit.Caches(offer)
+        out, incoming = await kit.granted(pair.link, pair.server, offer, source, target)
+        control = pair.link._control
+        pair.link._connection_lost(control, LinkLost("only this side knows"))
+        await kit.eventually(lambda: not pair.link.suspended and pair.link.lanes == 2, "the link to be back")
+        kit.ready_all(out)
+        await out.committed()
+        await incoming.committed()
+        kit.same(source, target)
+        await kit.still_works(pair)
+
+
+async def test_a_receiver_that_restarts_has_forgotten_everything() -> None:
+    config = Config(lanes=2)
+    async with await Node.start(config) as client:
+        first = await Node.serve("127.0.0.1", 0, config)
+        with proxied(first.port) as proxy:
+            link = await client.connect("127.0.0.1", proxy.port)
+            offer = kit.manifest("r")
+            source, target = kit.Caches(offer, filled=True), kit.Caches(offer)
+            task, incoming = await kit.offered(link, first, offer, source)
+            await incoming.grant(target.at())
+            out = await task
+            proxy.cut()
+            await first.close()
+            async with await Node.serve("127.0.0.1", 0, config) as second:
+                proxy.target = second.port
+                proxy.heal()
+                with pytest.raises(LinkLost, match="not known here"):
+                    await out.committed()
+                assert link.closed
+                source.check_free()
+                again = await client.connect("127.0.0.1", proxy.port)
+                await kit.move(again, second, "again")

@@ -11,6 +11,7 @@ from typing import Self
 import numpy as np
 
 from kvwire._ext.engine import Engine
+from kvwire._ext.frame import check
 from kvwire._ext.incoming import InTransfer
 from kvwire._ext.lanes import EngineLink
 from kvwire._ext.layout import Segment
@@ -106,6 +107,23 @@ def closures(link: EngineLink, count: int = 1) -> list[Closure]:
 
     until(enough, f"{count} lanes to end")
     return ended
+
+
+def frames(peer: socket.socket, count: int) -> Iterator[bytes]:
+    """The next frames that the engine sends, header and payload, checked."""
+    data = b""
+    for sequence in range(count):
+        while (found := check(data, sequence, 1 << 18))[0] == "incomplete":
+            more = peer.recv(1 << 16)
+            assert more, "the engine closed the lane"
+            data += more
+        assert found[0] == "ok"
+        yield data[: found[1]]
+        data = data[found[1] :]
+
+
+def frame_type(frame: bytes) -> int:
+    return frame[5]
 
 
 class Pair:

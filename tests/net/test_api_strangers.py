@@ -238,7 +238,7 @@ async def serving(handle: Handler) -> AsyncIterator[int]:
         task = asyncio.current_task()
         assert task is not None
         tasks.add(task)
-        with contextlib.suppress(OSError, asyncio.CancelledError):
+        with contextlib.suppress(OSError, EOFError, asyncio.CancelledError):
             await handle(reader, writer)
         writer.close()
         with contextlib.suppress(OSError, asyncio.CancelledError):
@@ -267,7 +267,14 @@ def saying(data: bytes, *, then_wait: bool = False) -> Handler:
     return handle
 
 
-HELLO = session("acceptor").data_to_send()
+def answer() -> bytes:
+    """What an acceptor says to a hello."""
+    peer = session("acceptor")
+    peer.receive_data(time.monotonic(), session("dialler").data_to_send())
+    return peer.data_to_send()
+
+
+HELLO = answer()
 
 
 @pytest.mark.parametrize(
@@ -292,7 +299,7 @@ HELLO = session("acceptor").data_to_send()
     ids=lambda value: value[:12].hex() if isinstance(value, bytes) else None,
 )
 async def test_dialling_strangers(says: bytes, error: type[KvwireError], message: str) -> None:
-    node = await Node.start(Config(lanes=1))
+    node = await Node.start(NOT_RESUMED)
     async with node, serving(saying(says)) as port:
         with pytest.raises(error, match=message):
             await node.connect("127.0.0.1", port)
@@ -307,6 +314,10 @@ async def test_dialling_what_never_answers() -> None:
             with pytest.raises(ConnectTimeout, match=rf"127.0.0.1 port {port} took the connection .* within 0.1 s"):
                 await node.connect("127.0.0.1", port)
             assert not node.links
+    async with serving(saying(PREAMBLE + HELLO)) as port:  # and hangs up, each time that the link is dialled anew
+        with pytest.raises(ConnectTimeout, match=r"within 0\.1 s"):
+            await node.connect("127.0.0.1", port)
+        assert not node.links
     await node.close()
 
 

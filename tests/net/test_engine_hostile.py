@@ -4,17 +4,16 @@ import resource
 import socket
 import struct
 import time
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-from kvwire._ext.frame import check, encode
+from kvwire._ext.frame import encode
 from kvwire._ext.incoming import InTransfer
 from kvwire._ext.lanes import EngineLink
 from kvwire._ext.layout import Segment
 from kvwire._ext.outgoing import OutTransfer
-from tests.net.engines import CELL, PATIENCE_S, Memory, closures, raw_peer, until
+from tests.net.engines import CELL, PATIENCE_S, Memory, closures, frame_type, frames, raw_peer, until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -28,23 +27,6 @@ def damaged(frame: bytes, at: int) -> bytes:
 
 def ack(lane: int, incarnation: int, next_seq: int, sequence: int = 0) -> bytes:
     return encode("ack", sequence, payload=struct.pack("<IIQ", lane, incarnation, next_seq))
-
-
-def frames(peer: socket.socket, count: int) -> Iterator[bytes]:
-    """The next frames that the engine sends, header and payload, checked."""
-    data = b""
-    for sequence in range(count):
-        while (found := check(data, sequence, 1 << 18))[0] == "incomplete":
-            more = peer.recv(1 << 16)
-            assert more, "the engine closed the lane"
-            data += more
-        assert found[0] == "ok"
-        yield data[: found[1]]
-        data = data[found[1] :]
-
-
-def frame_type(frame: bytes) -> int:
-    return frame[5]
 
 
 def test_an_honest_peer_by_hand() -> None:

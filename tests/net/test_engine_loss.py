@@ -6,6 +6,7 @@ import random
 import select
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,7 +16,8 @@ from functools import partial
 import pytest
 
 from kvwire._ext.incoming import InTransfer
-from kvwire.errors import Closed
+from kvwire._ext.outgoing import OutTransfer
+from kvwire.errors import Closed, ProtocolError
 from tests.net.engines import CELL, PATIENCE_S, Memory, Pair, all_ready, closures, commit, tcp_pair, until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -294,6 +296,8 @@ def test_fork() -> None:
                 lambda: out.attach(b""),
                 lambda: pair.add_lane(9),
                 lambda: pair.sender.close_lane(0),
+                pair.sender.suspend,
+                lambda: out.resume(b""),
                 lambda: pair.transfer(source, target, id=4),
             ):
                 with pytest.raises(Closed, match="parent"):
@@ -326,3 +330,33 @@ def test_small_cells_and_a_large_attachment() -> None:
         commit(out, inc)
         assert inc.attachment == bytes(65536)
     check(source, target)
+
+
+def test_an_error_in_one_thread_does_not_stop_another() -> None:
+    """Calls for a transfer that is over raise; while one thread does, another may be in the same transfer."""
+    source = Memory([(64, 100)], filled=True)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with Pair(0) as pair:
+            for number in range(300):
+                out = OutTransfer(pair.sender, 2 * number, source.segments, CELL, True)
+                out.abort()
+                calls = [
+                    [partial(out.ready, 0, block, 1) for block in range(63)],
+                    [partial(out.attach, b"x")],
+                    [partial(out.resume, b"\xff")] * 63,
+                ]
+                threads = [threading.Thread(target=all_raise, args=(each,)) for each in calls]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def all_raise(calls: list[Callable[[], None]]) -> None:
+    for call in calls:
+        with pytest.raises((Closed, ProtocolError)):
+            call()

@@ -127,7 +127,7 @@ def test_what_became_of_a_transfer() -> None:
         asked.answer(b"M" * 16, 7, "committed")
         pair.exchange()
         assert only(asker, events.Answered) == events.Answered(b"M" * 16, 7, "committed")
-        asker.close(pair.now, "enough") if asker is pair.acceptor else None
+    pair.acceptor.close(pair.now, "enough")
     with pytest.raises(Closed):
         pair.acceptor.ask(b"M" * 16, 7)
 

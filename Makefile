@@ -13,7 +13,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 SOURCES := pyproject.toml setup.py README.md kvwire/version.py \
 	$(shell find kvwire/_ext -name '*.pyx' -o -name '*.pxd' -o -name '*_impl.c' -o -name '*.h')
 
-.PHONY: demo test lint test-models test-arm test-package clean
+.PHONY: demo test lint test-models test-arm test-package storms clean
 
 demo: $(STAMPS)/installed
 	$(BIN)/python -m kvwire.cli.demo
@@ -50,6 +50,10 @@ $(STAMPS)/models: $(STAMPS)/strict .ci/check_torch.py
 	@$(BIN)/python .ci/check_torch.py $(STAMPS)/torch.json
 	$(BIN)/python -m pip install --quiet --editable '.[test,models]'
 	@touch $@
+
+# The faults of tests/net/test_storms.py for a minute each; the suite has seconds of them.
+storms: $(STAMPS)/strict
+	KVWIRE_STORM_S=60 $(BIN)/python -m pytest -s tests/net/test_storms.py
 
 # sdist, wheel from it, empty environment, a transfer: in each of PYTHONS, or in the first interpreter of each supported
 # version on PATH or under pyenv.

@@ -13,13 +13,17 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 SOURCES := pyproject.toml setup.py README.md kvwire/version.py \
 	$(shell find kvwire/_ext -name '*.pyx' -o -name '*.pxd' -o -name '*_impl.c' -o -name '*.h')
 
-.PHONY: demo test lint test-models test-arm test-package storms clean
+.PHONY: demo test lint sim test-models test-arm test-package storms clean
 
 demo: $(STAMPS)/installed
 	$(BIN)/python -m kvwire.cli.demo
 
 test: lint
 	$(BIN)/python -m pytest --ignore=tests/models
+
+# The simulation at length, on all cores: make sim SEEDS=10000; SIM_BASE=... repeats seeds from there.
+sim: $(STAMPS)/strict
+	SEEDS=$${SEEDS:-10000} $(BIN)/python -m tests.sim
 
 lint: $(STAMPS)/strict
 	$(BIN)/ruff check

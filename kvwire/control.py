@@ -38,8 +38,8 @@ class Control:
         self._sock = sock
         self._outbox = asyncio.Event()
         self._closed = False
-        self._tasks = {link.loop.create_task(self._read()), link.loop.create_task(self._write())}
-        for task in self._tasks:
+        self.tasks = {link.loop.create_task(self._read()), link.loop.create_task(self._write())}
+        for task in self.tasks:
             task.add_done_callback(self._task_over)
 
     def wake(self) -> None:
@@ -47,29 +47,23 @@ class Control:
         self._outbox.set()
 
     def close(self) -> None:
-        """Hang up; `wait_closed` for the rest."""
+        """Hang up. Nothing of it runs any more once its `tasks` are over."""
         if self._closed:
             return
         self._closed = True
         with contextlib.suppress(OSError):  # a good-bye, if the socket takes it at once
             self._sock.send(self._link._session.data_to_send())
-        for task in self._tasks:
+        for task in self.tasks:
             if task is not asyncio.current_task(self._link.loop):
                 task.cancel()
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
-        if not self._tasks:
+        if not self.tasks:
             self._sock.close()
 
-    async def wait_closed(self) -> None:
-        """Until nothing of it runs any more."""
-        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
-        if tasks:
-            await asyncio.wait(tasks)
-
     def _task_over(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if self._closed and not self._tasks:
+        self.tasks.discard(task)
+        if self._closed and not self.tasks:
             self._sock.close()  # not before: a loop that still watches it would watch whatever takes its number
 
     async def _read(self) -> None:

@@ -57,7 +57,8 @@ class Driver:
     def _hang_up(self) -> None:
         if self._control is not None:
             self._control.close()
-            self._spawn(self._control.wait_closed())
+            for task in self._control.tasks:
+                self._keep(task)
             self._control = None
 
     # --- driving --------------------------------------------------------------------------------------------------
@@ -93,7 +94,9 @@ class Driver:
     # --- tasks ----------------------------------------------------------------------------------------------------
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = self.loop.create_task(coroutine)
+        return self._keep(self.loop.create_task(coroutine))
+
+    def _keep(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

@@ -222,6 +222,11 @@ class Link(Driver):
             raise
         self.lane_congestion[lane] = congestion
 
+    def _close_lane(self, lane: int, incarnation: int) -> None:
+        """The peer's end is gone. Where its kernel could not say so, this one would wait for it for ever."""
+        if any((stats["lane"], stats["incarnation"]) == (lane, incarnation) for stats in self.lane_stats()):
+            self.engine_link.close_lane(lane)
+
     def _engine_changed(self) -> None:
         """A lane has ended: say so, replace it, and lose patience with a peer whose lanes go wrong."""
         for lane, incarnation, code, reason, acked in self.engine_link.take_closed():
@@ -308,8 +313,10 @@ class Link(Driver):
                     answer.set_result(event.outcome)
             case wire.Closed():
                 self._lose(event.error)
+            case wire.LaneClosed():
+                self._close_lane(event.lane, event.incarnation)
             case _:
-                pass  # DRAINED and LANE_CLOSED tell nothing that the engine does not know by itself
+                pass  # DRAINED tells nothing that the engine does not know by itself
 
     def _send_ledger(self, transfer: int) -> None:
         incoming = self._incoming.get(transfer)

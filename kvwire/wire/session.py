@@ -149,7 +149,8 @@ class Session(Exchange):
         if self._closed:
             return
         if self.state is states.Session.GREETING and now >= self._greeting_due:
-            self.lost(now, LinkLost("the peer did not say hello in time"))
+            late = LinkLost("the peer did not say hello in time")
+            self._close("time out", late) if self.peer is None else self.lost(now, late)
         if self.peer is None:
             return
         self._expire(now)

@@ -1,0 +1,166 @@
+"""A stand-in for the engine: what its threads do, as steps on the virtual clock, by the real pure classes.
+
+`Engine` and `EngineLink` have the interface of `kvwire._ext.engine` and `kvwire._ext.lanes`; lanes and transfers are
+in files of their own. A step is a stretch of a worker's work that holds a lock or none: whatever may come between two
+of them in the real engine (an abort, the end of a lane, the other side's news) may come between two of them here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kvwire._ext.sendqueue import SendQueue
+from kvwire.errors import Closed
+from tests.sim.lane import Lane, Reason
+from tests.sim.sockets import here
+from tests.sim.transfers import SimInTransfer, SimOutTransfer
+
+LONG_STEP_S = 0.05
+
+
+class SimEngine:
+    """Workers are steps on the clock; `fileno` is an eventfd that only the process's own loop knows."""
+
+    def __init__(self, workers: int = 2, stream_bytes: int = 512 * 1024, max_cell_bytes: int = 256 * 1024) -> None:
+        del workers, stream_bytes
+        self.loop = here()
+        self.host = self.loop.host
+        process = self.loop.process
+        self.probe = process.probe
+        self.rng = process.rng("engine")
+        self.max_cell_bytes = max_cell_bytes
+        self.step_s = self.rng.choice((1e-6, 20e-6, 500e-6))
+        self._signal_s = 0.2 if process.tight else self.rng.choice((0.0, 1e-4, 0.1))
+        """How long a worker may be kept from telling Python what it has done: others want the core, too."""
+        self.open = True
+        self.links: list[SimEngineLink] = []
+        self._fd = self.host.net.new_fd()
+        self._dirty: dict[Any, None] = {}
+
+    def later(self, run: Callable[[], None]) -> None:
+        """The next step of a worker, after a while that nobody can know."""
+        long = self.rng.random() < 0.01
+        self.loop.native((LONG_STEP_S if long else self.step_s) * self.rng.random(), run)
+
+    def mark(self, handle: Any) -> None:
+        """Python has to look at this handle."""
+        self._dirty[handle] = None
+        if len(self._dirty) == 1:
+            self.loop.native(self._signal_s * self.rng.random(), lambda: self.loop.signal(self._fd))
+
+    def check(self) -> None:
+        if not self.open:
+            raise Closed("the engine is closed")
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def drain(self) -> list[Any]:
+        handles = list(self._dirty)
+        self._dirty.clear()
+        return handles
+
+    def gil_entries(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        if self.open:
+            self.open = False
+            for link in self.links:
+                link.stop_lanes()
+
+
+class SimEngineLink:
+    """Lanes, send queue and transfers of one link."""
+
+    def __init__(self, engine: SimEngine) -> None:
+        engine.check()
+        self.engine = engine
+        self.queue = SendQueue()
+        self.lanes: list[Lane] = []
+        self.out: dict[int, SimOutTransfer] = {}
+        self.inc: dict[int, SimInTransfer] = {}
+        self.queued: dict[int, SimOutTransfer] = {}
+        """Whose runs may be in the queue or in a log, by the number that stands for it there: its id."""
+        self.receipts: list[int] = []
+        self.newest_in = 0
+        self.closed = False
+        engine.links.append(self)
+
+    def check(self) -> None:
+        self.engine.check()
+        if self.closed:
+            raise Closed("the link is closed")
+
+    def add_lane(self, fd: int, lane: int, incarnation: int) -> None:
+        end = self.engine.host.ends.get(fd)
+        try:
+            self.check()
+        except BaseException:
+            if end is not None:
+                end.close()
+            raise
+        if end is not None:
+            self.lanes.append(Lane(self, end, lane, incarnation))
+
+    @property
+    def lanes_open(self) -> int:
+        return sum(not lane.retired for lane in self.lanes)
+
+    @property
+    def queued_runs(self) -> int:
+        return len(self.queue)
+
+    def close_lane(self, lane: int) -> None:
+        self.check()
+        for open_lane in self.lanes:
+            if open_lane.number == lane and not open_lane.retired:
+                open_lane.close_request = True
+                open_lane.poke()
+
+    def take_closed(self) -> list[tuple[int, int, int, str, int]]:
+        gone = [lane for lane in self.lanes if lane.retired]
+        self.lanes = [lane for lane in self.lanes if not lane.retired]
+        return [(lane.number, lane.incarnation, lane.reason, lane.detail, lane.rx_seq) for lane in gone]
+
+    def lane_stats(self) -> list[dict[str, int]]:
+        return [{"lane": lane.number, "incarnation": lane.incarnation} for lane in self.lanes if not lane.retired]
+
+    def wake(self) -> None:
+        """There is something to send: every lane looks."""
+        for lane in self.lanes:
+            lane.poke()
+
+    def requeue(self, owner: int, segment: int, first: int, count: int) -> None:
+        """A run goes back to the queue in its old place, or is dropped if its transfer is over."""
+        out = self.queued[owner]
+        if out.state == "active" and not out.suspended:
+            order = out.orders[segment, first]
+            self.queue.push(owner, segment, first, count, klass=out.klass, deadline_ns=out.deadline_ns, order=order)
+
+    def stop_lanes(self) -> None:
+        """Close all lanes, waiting for local workers: what they are in the middle of is done now."""
+        for lane in self.lanes:
+            if not lane.retired:
+                lane.finish_step()
+                lane.fail(Reason.REQUESTED, "closed by this side")
+                lane.retire()
+
+    def suspend(self) -> None:
+        """Close all lanes and empty the queue; transfers stay, and `ready` only marks until they are resumed."""
+        self.stop_lanes()
+        for out in self.out.values():
+            out.suspended = True
+        while self.queue.claim(1 << 20) is not None:
+            pass
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self.stop_lanes()
+        for out in list(self.out.values()):
+            out.end("lost")
+        for incoming in list(self.inc.values()):
+            incoming.end("lost")

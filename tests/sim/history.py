@@ -1,0 +1,122 @@
+"""What happened in a run: the trace and its digest, the transfers, and every promise that was broken.
+
+The promises are the invariants of docs/design.md, by their number there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from kvwire import Incoming, Manifest, Outgoing
+from tests.sim.clock import Clock
+from tests.sim.memory import POISON, Content
+from tests.sim.network import Connection
+
+if TYPE_CHECKING:
+    from tests.sim.transfers import SimInTransfer, SimOutTransfer
+
+LAST_EVENTS = 40
+_RELEASED = bytes([POISON]) * (64 << 10)
+
+EXACT, WHOLE, FENCED, LASTING, ONCE, BOUNDED, STRANGERS, TIMED = 1, 2, 3, 4, 5, 6, 7, 8
+"""The invariants of docs/design.md, under Invariants."""
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A broken promise."""
+
+    invariant: int
+    text: str
+    at_s: float
+
+
+@dataclass
+class Half:
+    """What one side of a transfer saw."""
+
+    began_at: float = 0.0
+    granted_at: float | None = None
+    ended_at: float | None = None
+    aborted: bool = False
+    """Somebody on this side gave it up."""
+    outcome: str | BaseException | None = None
+    """ "committed", "refused", "aborted" or "cancelled" here, an error, or None while it runs or if it died."""
+
+
+@dataclass
+class Record:
+    """One offered transfer, as whoever sees both sides knows it."""
+
+    manifest: Manifest
+    content: Content
+    deadline_s: float
+    timeout_s: float
+    control: Connection
+    sender: Half = field(default_factory=Half)
+    receiver: Half = field(default_factory=Half)
+    out: Outgoing | None = None
+    incoming: Incoming | None = None
+    all_ready_at: float | None = None
+
+    @property
+    def request_id(self) -> str:
+        return self.manifest.request_id
+
+    @property
+    def tainted(self) -> bool:
+        return self.control.tainted
+
+
+class History:
+    """Told of everything; says what it thinks of it at once, and of the whole in the end."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.violations: list[Violation] = []
+        self.records: dict[str, Record] = {}
+        self.last: deque[str] = deque(maxlen=LAST_EVENTS)
+        self.on_commit: Callable[[], None] | None = None
+        """Called at each commit of an engine, before anybody else knows."""
+        self._clock = clock
+        self._digest = hashlib.blake2b(digest_size=16)
+        self._acked: dict[SimOutTransfer, set[tuple[int, int]]] = {}
+
+    def note(self, what: str, *facts: object) -> None:
+        """An event of the trace. Facts are numbers and short texts that are the same whenever the seed is replayed."""
+        line = f"{self._clock.now:.6f} {what} {' '.join(map(str, facts))}"
+        self.last.append(line)
+        self._digest.update(line.encode())
+
+    def violate(self, invariant: int, text: str) -> None:
+        self.note("VIOLATION", invariant, text)
+        self.violations.append(Violation(invariant, text, self._clock.now))
+
+    def digest(self) -> str:
+        return self._digest.hexdigest()
+
+    # --- what the engines say -----------------------------------------------------------------------------------
+
+    def read(self, out: SimOutTransfer, segment: int, cell: int, payload: bytes) -> None:
+        if len(payload) >= 64 and payload == _RELEASED[: len(payload)]:
+            self.violate(TIMED, f"cell {cell} of segment {segment} of {out.id} read after the source was released")
+
+    def sent(self, out: SimOutTransfer, segment: int, cell: int) -> None:
+        self.note("sent", out.id, segment, cell)
+        if (segment, cell) in self._acked.get(out, ()):
+            self.violate(ONCE, f"cell {cell} of segment {segment} of {out.id} sent again after its acknowledgement")
+
+    def acked(self, out: SimOutTransfer, segment: int, first: int, count: int) -> None:
+        self.note("acked", out.id, segment, first, count)
+        self._acked.setdefault(out, set()).update((segment, cell) for cell in range(first, first + count))
+
+    def committed(self, incoming: SimInTransfer) -> None:
+        landed, total = incoming.cells
+        self.note("commit", incoming.id, landed, total)
+        if self.on_commit is not None:
+            self.on_commit()
+        if landed != total:
+            self.violate(WHOLE, f"{incoming.id} committed with {landed} of {total} cells")

@@ -1,0 +1,330 @@
+"""One lane of the stand-in engine: the steps of `kvwire/_ext/receive.pyx` and `send.pyx`, by the pure classes.
+
+A cell is placed in two steps and read in one that comes after its claim, so that an abort or a lost lane falls
+between them. Who must wait for local workers does their pending step at once (`finish_step`): virtual time stands
+still for a wait that is as short as a copy.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import struct
+from typing import TYPE_CHECKING
+
+from kvwire._ext import frame
+from kvwire._ext.lanelog import LaneLog
+from tests.sim.network import End
+from tests.sim.transfers import Placement
+
+if TYPE_CHECKING:
+    from tests.sim.engine import SimEngineLink
+
+HEADER = struct.Struct("<IBBBBIIQQIIII")
+ACK_ENTRY = struct.Struct("<IIQ")
+ACK_DELAY_S = 0.002
+BATCH_FRAMES = 16
+FRAME_TYPES = {number: name for name, number in frame.TYPES.items()}
+
+NO_OWNER = 0
+"""Owner of a log entry that carries no cells. Ids of transfers, which stand for the others, begin at 1."""
+ACK_ENTRY_SEGMENT = 0xFFFFFFFF
+"""Log entry of an acknowledgement, which nobody needs again. Others of NO_OWNER are receipts: the id in two halves."""
+
+
+class Reason(enum.IntEnum):
+    """As `lane_close_t` of kvwire/_ext/core.pxd."""
+
+    OPEN = 0
+    EOF = 1
+    ERRNO = 2
+    BAD_FRAME = 3
+    UNKNOWN_TRANSFER = 4
+    OUTSIDE_GRANT = 5
+    BAD_ACK = 6
+    BAD_RECEIPT = 7
+    REQUESTED = 8
+
+
+class Batch:
+    """Runs of cells that a lane has claimed and not yet given to the kernel, behind its control frames."""
+
+    def __init__(self, control: bytes, sequence: int) -> None:
+        self.control = control
+        self.sequence = sequence
+        self.runs: list[tuple[int, int, int, int]] = []
+        self.cells = 0
+
+
+class Lane:
+    """Made with a connected socket; it runs by itself until it fails, and is retired then."""
+
+    def __init__(self, link: SimEngineLink, end: End, number: int, incarnation: int) -> None:
+        self.link = link
+        self.engine = link.engine
+        self.end = end
+        self.number = number
+        self.incarnation = incarnation
+        self.reason = Reason.OPEN
+        self.detail = ""
+        self.retired = False
+        self.close_request = False
+        self.log = LaneLog()
+        self.rx_seq = 0
+        self._sent_seq = 0
+        self._ack_due: float | None = None
+        self._stream = bytearray()
+        self._rest = b""
+        self._batch: Batch | None = None
+        self._placing: Placement | None = None
+        self._readable = self._writable = True
+        self._turn_due = False
+        self._claim_bytes = self.engine.rng.choice((1, 8 << 10, 64 << 10))
+        end.watch(self._on_readable, self._on_writable)
+        self.poke()
+
+    # --- turns --------------------------------------------------------------------------------------------------
+
+    def _on_readable(self) -> None:
+        self._readable = True
+        self.poke()
+
+    def _on_writable(self) -> None:
+        self._writable = True
+        self.poke()
+
+    def poke(self) -> None:
+        """Have a worker look at this lane, soon."""
+        if not self._turn_due and not self.retired:
+            self._turn_due = True
+            self.engine.later(self._turn)
+
+    def _turn(self) -> None:
+        self._turn_due = False
+        if self.retired or self._placing is not None or self._batch is not None:
+            return  # its worker is in the middle of a step, and looks again after that
+        if self.close_request:
+            self.fail(Reason.REQUESTED, "closed by this side")
+        if self.reason is Reason.OPEN:
+            self._receive()
+        if self.reason is Reason.OPEN and self._placing is None:
+            self._send()
+        if self.reason is not Reason.OPEN:
+            self.retire()
+
+    def finish_step(self) -> None:
+        """Do at once what the worker is in the middle of."""
+        if self._placing is not None:
+            self._place()
+        if self._batch is not None:
+            self._emit()
+
+    # --- the way in ---------------------------------------------------------------------------------------------
+
+    def _receive(self) -> None:
+        while self._readable and len(self._stream) < 1 << 16:
+            try:
+                data = self.end.recv(self.engine.rng.choice((64, 5000, 1 << 16)))
+            except BlockingIOError:
+                self._readable = False
+                break
+            except OSError as error:
+                self.fail(Reason.ERRNO, os.strerror(error.errno or 0))
+                return
+            if not data:
+                self.fail(Reason.EOF, "the peer closed the connection")
+                return
+            self._stream += data
+        self._consume()
+
+    def _consume(self) -> None:
+        """Deal with whole frames until one has a cell to place, which takes a step."""
+        while self._placing is None and len(self._stream) >= HEADER.size:
+            _, _, kind, _, _, _, segment, _, transfer, cell, _, length, _ = HEADER.unpack_from(self._stream)
+            limit = self.engine.max_cell_bytes
+            verdict, whole = frame.check(bytes(self._stream[: HEADER.size + min(length, limit)]), self.rx_seq, limit)
+            if verdict == "incomplete":
+                return
+            if verdict != "ok":
+                self.engine.host.net.count("damaged frame found")
+                self.fail(Reason.BAD_FRAME, f"a frame with a wrong {verdict}")
+                return
+            payload = bytes(self._stream[HEADER.size : whole])
+            del self._stream[:whole]
+            self.rx_seq += 1
+            if FRAME_TYPES[kind] == "ack":
+                self._on_ack(payload)
+            else:
+                if FRAME_TYPES[kind] == "data":
+                    self._on_data(transfer, segment, cell, payload)
+                else:
+                    self._on_receipt(transfer)
+                if self._ack_due is None:
+                    self._ack_due = self.engine.loop.clock.now + ACK_DELAY_S
+                    self.engine.loop.native(ACK_DELAY_S, self.poke)
+            if self.reason is not Reason.OPEN:
+                return
+
+    def _on_data(self, transfer: int, segment: int, cell: int, payload: bytes) -> None:
+        incoming = self.link.inc.get(transfer)
+        if incoming is None:  # aborted or committed: rightly dropped
+            if transfer > self.link.newest_in:
+                self.fail(Reason.UNKNOWN_TRANSFER, "a cell of a transfer that was never granted")
+            return
+        claim = incoming.claim(segment, cell, len(payload))
+        if claim == "own":
+            self._placing = Placement(incoming, segment, cell, payload, self)
+            self.engine.later(self._place)
+        elif claim == "duplicate":
+            incoming.duplicates += 1
+            self.engine.host.net.count("duplicate cell")
+        else:
+            self.fail(Reason.OUTSIDE_GRANT, "a cell outside the grant")
+
+    def _place(self) -> None:
+        """The copy is done: land it, and go on."""
+        placing, self._placing = self._placing, None
+        if placing is not None:
+            placing.finish()
+        self.poke()
+
+    def _on_ack(self, payload: bytes) -> None:
+        for number, incarnation, next_seq in ACK_ENTRY.iter_unpack(payload):
+            for lane in self.link.lanes:
+                if (lane.number, lane.incarnation, lane.retired) != (number, incarnation, False):
+                    continue
+                if next_seq > lane.log.next_seq:
+                    self.fail(Reason.BAD_ACK, "an acknowledgement of frames that were never sent")
+                    return
+                for owner, segment, first, count in lane.log.ack(min(next_seq, lane._sent_seq)):
+                    if owner != NO_OWNER:
+                        self.link.queued[owner].on_acked(segment, first, count)
+
+    def _on_receipt(self, transfer: int) -> None:
+        out = self.link.out.get(transfer)
+        if out is not None and not out.all_ready:
+            self.fail(Reason.BAD_RECEIPT, "a receipt for cells that were not ready")
+        elif out is not None:
+            out.commit()
+
+    # --- the way out --------------------------------------------------------------------------------------------
+
+    def _put(self, data: bytes) -> int:
+        """How much the kernel takes; a lane that it refuses waits for the next edge."""
+        try:
+            return self.end.send(data) if data else 0
+        except BlockingIOError:
+            self._writable = False
+            return 0
+        except OSError as error:
+            self.fail(Reason.ERRNO, os.strerror(error.errno or 0))
+            return 0
+
+    def _send(self) -> None:
+        """Finish the frame that was begun, then claim a batch. Its pages are read a step later."""
+        while self._rest and self._writable and self.reason is Reason.OPEN:
+            self._rest = self._rest[self._put(self._rest) :]
+        if self._rest or not self._writable or self.reason is not Reason.OPEN:
+            return
+        batch = Batch(self._claim_control(), self.log.next_seq)
+        self._claim_data(batch)
+        if batch.control or batch.runs:
+            self._batch = batch
+            self.engine.later(self._emit)
+
+    def _claim_control(self) -> bytes:
+        now, frames = self.engine.loop.clock.now, b""
+        due = self._ack_due is not None and (self._ack_due <= now or bool(self.link.receipts) or bool(self.link.queue))
+        if due:
+            entry = ACK_ENTRY.pack(self.number, self.incarnation, self.rx_seq)
+            frames += frame.encode("ack", self.log.next_seq, payload=entry)
+            self.log.append(NO_OWNER, ACK_ENTRY_SEGMENT, 0, 1)
+            self._ack_due = None
+        for transfer in self.link.receipts:
+            frames += frame.encode("receipt", self.log.next_seq, transfer)
+            self.log.append(NO_OWNER, transfer >> 32, transfer & 0xFFFFFFFF, 1)
+        self.link.receipts.clear()
+        return frames
+
+    def _claim_data(self, batch: Batch) -> None:
+        claimed = 0
+        while claimed < self._claim_bytes and batch.cells < BATCH_FRAMES:
+            run = self.link.queue.claim(BATCH_FRAMES - batch.cells)
+            if run is None:
+                return
+            owner, segment, first, count, _ = run
+            out = self.link.queued[owner]
+            if out.state != "active":
+                continue
+            self.log.append(owner, segment, first, count)
+            out.readers.append(self)
+            batch.runs.append((owner, segment, first, count))
+            batch.cells += count
+            claimed += count * out.cell_bytes
+
+    def _emit(self) -> None:
+        """Read the pages, give all to the kernel, and settle: rest of a frame, frames that go back."""
+        batch, self._batch = self._batch, None
+        if batch is None:
+            return
+        frames = [batch.control]
+        sequence = batch.sequence
+        for owner, segment, first, count in batch.runs:
+            out = self.link.queued[owner]
+            for cell in range(first, first + count):
+                payload = out.read(segment, cell)
+                frames.append(frame.encode("data", sequence, out.id, segment, cell, payload))
+                sequence += 1
+        taken = self._put(b"".join(frames))
+        failed = self.reason is not Reason.OPEN
+        begun = [data for at, data in zip(_starts(frames), frames, strict=True) if at < taken] or frames[:1]
+        self._rest = b"" if failed else b"".join(begun)[taken:]
+        # A lane that failed gives everything back when it retires.
+        self._settle(batch, 0 if failed else len(frames) - len(begun))
+        self.poke()
+
+    def _settle(self, batch: Batch, unsent: int) -> None:
+        probe, given_back = self.engine.probe, unsent > 0
+        for owner, segment, first, count in reversed(batch.runs):
+            out = self.link.queued[owner]
+            out.readers.remove(self)
+            back = min(unsent, count)
+            unsent -= back
+            for cell in range(first, first + count - back):
+                probe.sent(out, segment, cell)
+            if back:
+                self.log.trim_last(back)
+                self.link.requeue(owner, segment, first + count - back, back)
+        self._sent_seq = self.log.next_seq
+        if given_back:
+            self.link.wake()
+
+    # --- the end ------------------------------------------------------------------------------------------------
+
+    def fail(self, reason: Reason, detail: str) -> None:
+        """Stop it; its worker retires it once its turn is over."""
+        if self.reason is Reason.OPEN:
+            self.reason, self.detail = reason, detail
+            self.end.close()
+
+    def retire(self) -> None:
+        """What nobody acknowledged goes back to the queue."""
+        self.retired = True
+        self.engine.probe.note("lane ended", self.number, self.incarnation, self.detail)
+        for owner, segment, first, count in self.log.drain():
+            if owner != NO_OWNER:
+                self.link.queued[owner].resent_cells += count
+                self.link.requeue(owner, segment, first, count)
+            elif segment != ACK_ENTRY_SEGMENT:
+                self.link.receipts.append(segment << 32 | first)
+        self.engine.mark(self.link)
+        self.link.wake()
+
+
+def _starts(frames: list[bytes]) -> list[int]:
+    """Where each of these begins when they lie one behind the other."""
+    starts, at = [], 0
+    for data in frames:
+        starts.append(at)
+        at += len(data)
+    return starts

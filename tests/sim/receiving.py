@@ -1,0 +1,158 @@
+"""Users who receive: they grant all or part, refuse, look away, take layers as they come, and give up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import numpy as np
+
+from kvwire import Closed, Incoming, KvwireError, LeaseHeld
+from tests.sim.history import BOUNDED, EXACT, WHOLE, Record
+from tests.sim.memory import Held, all_blocks, some_blocks
+from tests.sim.sending import end
+from tests.sim.world import Process
+
+
+async def receive_all(process: Process) -> None:
+    """Take every offer that comes, each in a task of its own."""
+    node = await process.serve()
+    while True:
+        try:
+            incoming = await node.accept()
+        except Closed:
+            return
+        process.spawn(Receive(process, incoming).run)
+
+
+class Receive:
+    """One offer, from its coming to its end."""
+
+    def __init__(self, process: Process, incoming: Incoming) -> None:
+        self.process = process
+        self.world = process.world
+        self.incoming = incoming
+        self.request_id = incoming.manifest.request_id
+        self.rng = process.rng(f"{self.request_id} received")
+
+    def _chance(self, share: float) -> bool:
+        return not self.world.honest and self.rng.random() < share
+
+    def _soon(self) -> float:
+        return self.rng.choice((0.0, 0.001, 0.02, 0.5)) * self.rng.random()
+
+    async def run(self) -> None:
+        incoming = self.incoming
+        record = self.world.history.records.get(self.request_id)
+        if record is None or incoming.manifest != record.manifest:  # a damaged offer on a link without checksums
+            await self._refuse()
+            return
+        record.incoming = incoming
+        record.receiver.began_at = self.world.clock.now
+        self.world.history.note("offered", self.request_id)
+        if self._chance(0.15):
+            await asyncio.sleep(self._soon())
+        if self._chance(0.12):
+            self.world.counts["offer refused"] += 1
+            await self._refuse()
+            end(self.process, record, record.receiver, "refused")
+            return
+        if self._chance(0.05):
+            self.world.counts["offer given up by the receiver"] += 1
+            await incoming.abort("whim")
+            end(self.process, record, record.receiver, "aborted")
+            return
+        if self._chance(0.08):
+            self.world.counts["offer ignored"] += 1
+            end(self.process, record, record.receiver, await self._committed(record))
+            return
+        wanted = some_blocks(self.rng, record.manifest) if self._chance(0.5) else all_blocks(record.manifest)
+        held = self.process.memory.take(wanted)
+        if held is None or not (wanted or record.manifest.attachment):
+            await self._refuse()
+            end(self.process, record, record.receiver, "refused")
+            return
+        outcome = await self._grant_and_take(record, held)
+        self._over(record, held, outcome)
+
+    async def _refuse(self) -> None:
+        with contextlib.suppress(Closed):  # over meanwhile
+            await self.incoming.refuse("no")
+
+    async def _grant_and_take(self, record: Record, held: Held) -> str | BaseException:
+        try:
+            await self.incoming.grant(self.process.memory.at(held), cell_bytes=self.rng.choice((None, 4096, 8192)))
+        except Closed:  # over meanwhile; why is what the commit says
+            return await self._committed(record)
+        record.receiver.granted_at = self.world.clock.now
+        looking = self.process.spawn(self._look_at_layers, record, held)
+        if self._chance(0.15):
+            self._abort_later(record)
+        outcome = await self._committed(record)
+        looking.cancel()
+        return outcome
+
+    async def _committed(self, record: Record) -> str | BaseException:
+        waiting = self.process.loop.create_task(self.incoming.committed())
+        if self._chance(0.1):
+            self.process.loop.call_later(self._soon(), waiting.cancel)
+        try:
+            await self.process.within("a commit", record.deadline_s, waiting, record.control)
+        except asyncio.CancelledError:
+            self.incoming.abort_nowait("its task was cancelled")
+            return "committed" if self.incoming.state == "committed" else "cancelled"
+        except KvwireError as error:
+            return error
+        return "committed"
+
+    def _abort_later(self, record: Record) -> None:
+        def abort() -> None:
+            self.world.counts["receiver aborted"] += self.incoming.state == "active"
+            record.receiver.aborted = True
+            self.incoming.abort_nowait("whim")
+
+        if self.rng.random() < 0.5:
+            self.process.loop.call_later(self._soon(), abort)
+        else:
+            self.process.loop.native(self._soon(), abort)
+
+    # --- what came ----------------------------------------------------------------------------------------------
+
+    async def _look_at_layers(self, record: Record, held: Held) -> None:
+        """A decoder that starts early: each layer has to be there, whole, when it is said to be."""
+        try:
+            if self.rng.random() < 0.5:
+                async for layer in self.incoming.layers():
+                    self._check_layer(record, held, layer.group, layer.layer)
+            else:
+                for group in held.slots:
+                    number = self.incoming.manifest.groups[self.incoming.manifest.group_index(group)].spec.layers[0]
+                    await self.incoming.wait_layer(group, number)
+                    self._check_layer(record, held, group, number)
+        except KvwireError:
+            pass  # what ended the transfer; `committed` says the same
+
+    def _check_layer(self, record: Record, held: Held, group: str, layer: int) -> None:
+        self.world.counts["layer seen early"] += self.incoming.state == "active"
+        if group in held.slots and not self._same(record, held, group, layer) and not record.tainted:
+            self.world.history.violate(WHOLE, f"layer {layer} of {group} of {self.request_id} is said to be complete")
+
+    def _same(self, record: Record, held: Held, group: str, layer: int) -> bool:
+        offer = record.manifest.groups[record.manifest.group_index(group)]
+        index = [block - offer.blocks.start for block in held.blocks[group]]
+        expected = record.content[group, layer][index]
+        return bool(np.array_equal(self.process.memory.rows(held, group, layer), expected))
+
+    def _over(self, record: Record, held: Held, outcome: str | BaseException) -> None:
+        if outcome == "committed" and not record.tainted:
+            for group, layer in record.manifest.segments():
+                if group in held.slots and not self._same(record, held, group, layer):
+                    self.world.history.violate(EXACT, f"{self.request_id} is committed, and {group} {layer} is wrong")
+            if record.manifest.attachment and self.incoming.attachment != self.request_id:
+                self.world.history.violate(EXACT, f"{self.request_id} is committed with another attachment")
+        end(self.process, record, record.receiver, outcome)
+        try:
+            self.process.memory.check_free(held)
+        except LeaseHeld as error:
+            self.world.history.violate(BOUNDED, f"{self.request_id} is over at its receiver, and {error}")
+        self.process.memory.give_back(held)

@@ -1,0 +1,307 @@
+"""Stand-ins for `kvwire._ext.outgoing` and `incoming`: both halves of a transfer as the engine knows them.
+
+Without the blocking waits: there is no second thread that could end them. `abort` waits for local workers by doing
+at once what they are in the middle of.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from kvwire._ext.layout import Segment
+from kvwire._ext.ledger import Ledger
+from kvwire.errors import AttachmentError, Closed, ReadyError, SpecError
+
+if TYPE_CHECKING:
+    from kvwire._ext.handles import State
+    from tests.sim.engine import SimEngineLink
+    from tests.sim.lane import Lane
+
+MAX_ATTACHMENT = 64 * 1024
+
+
+def _cells(nbytes: int, cell_bytes: int) -> int:
+    return -(-nbytes // cell_bytes)
+
+
+def _now_ns(link: SimEngineLink) -> int:
+    return int(link.engine.loop.time() * 1e9)
+
+
+class SimOutTransfer:
+    """The sending half: which bytes are ready, and whether the receiver has them."""
+
+    def __init__(
+        self,
+        link: SimEngineLink,
+        transfer: int,
+        segments: list[Segment],
+        cell_bytes: int,
+        attachment: bool,
+        klass: int = 1,
+        deadline_ns: int = 0,
+    ) -> None:
+        link.check()
+        self.link = link
+        self.id = transfer
+        self.klass = klass
+        self.deadline_ns = deadline_ns
+        self.cell_bytes = cell_bytes
+        self.segments = segments
+        self.state: State = "active"
+        self.suspended = False
+        """The link is without lanes and may come back: what becomes ready is only marked."""
+        self.readers: list[Lane] = []
+        """Lanes whose worker is between claiming cells of it and having given them to the kernel."""
+        self.resent_cells = 0
+        self.orders: dict[tuple[int, int], int] = {}
+        """When each cell became ready, in the order of the queue: where it belongs when it goes back."""
+        self._counts = [_cells(segment.nbytes, cell_bytes) for segment in segments] + [1] * attachment
+        self._has_attachment = attachment
+        self._attachment: bytes | None = None
+        self._block_ready = [bytearray(s.nbytes // s.block_bytes) for s in segments]
+        self._unready_cells = sum(self._counts)
+        self._acked: set[tuple[int, int]] = set()
+        self._times_ns = [0, 0, 0]
+        if not self._unready_cells:
+            raise SpecError("a transfer of nothing")
+        link.out[transfer] = link.queued[transfer] = self
+
+    def check_ready(self, segment: int, first: int, count: int) -> None:
+        if segment >= len(self.segments) or first + count > len(self._block_ready[segment]):
+            raise ReadyError(f"blocks {first}..{first + count} of segment {segment} were not granted")
+        if any(self._block_ready[segment][first : first + count]):
+            raise ReadyError(f"a block of {first}..{first + count} of segment {segment} was ready before")
+
+    def ready(self, segment: int, first: int, count: int) -> None:
+        self.link.check()
+        self.check_ready(segment, first, count)
+        if not count:
+            return
+        self._block_ready[segment][first : first + count] = b"\1" * count
+        block_bytes, size = self.segments[segment].block_bytes, self.cell_bytes
+        begin, end = first * block_bytes, (first + count) * block_bytes
+        touched = range(begin // size, _cells(end, size))
+        self._push(segment, [cell for cell in touched if self._complete(segment, cell)])
+
+    def attach(self, data: bytes) -> None:
+        self.link.check()
+        if not self._has_attachment or self._attachment is not None or len(data) > MAX_ATTACHMENT:
+            raise AttachmentError("not announced, given before, or too large")
+        self._attachment = bytes(data)
+        self._push(len(self.segments), [0])
+
+    def _complete(self, segment: int, cell: int) -> bool:
+        block_bytes = self.segments[segment].block_bytes
+        begin = cell * self.cell_bytes
+        end = min(begin + self.cell_bytes, self.segments[segment].nbytes)
+        return all(self._block_ready[segment][begin // block_bytes : _cells(end, block_bytes)])
+
+    def _push(self, segment: int, cells: list[int]) -> None:
+        """Queue cells that have become complete; they are neighbours."""
+        if self.state != "active":
+            raise Closed(f"the transfer is {self.state}")
+        now_ns = _now_ns(self.link)
+        self._times_ns[:2] = [self._times_ns[0] or now_ns, now_ns]
+        self._unready_cells -= len(cells)
+        if cells and not self.suspended:
+            self._queue(segment, cells[0], len(cells))
+            self.link.wake()
+
+    def _queue(self, segment: int, first: int, count: int) -> None:
+        order = self.link.queue.push(self.id, segment, first, count, klass=self.klass, deadline_ns=self.deadline_ns)
+        for cell in range(first, first + count):
+            self.orders[segment, cell] = order
+
+    def resume(self, landed: bytes) -> None:
+        """The link is back, and the receiver says what it has: queue anew what is ready and not there.
+
+        `landed`: a bit for each cell, in the order of segments, least significant first.
+        """
+        self.suspended = False
+        at = 0
+        for segment, count in enumerate(self._counts):
+            for cell in range(count):
+                if landed[at >> 3] >> (at & 7) & 1:
+                    self._ack(segment, cell, 1)
+                elif self._is_ready(segment, cell):
+                    self._queue(segment, cell, 1)
+                at += 1
+        self.link.wake()
+
+    def _is_ready(self, segment: int, cell: int) -> bool:
+        return self._attachment is not None if segment == len(self.segments) else self._complete(segment, cell)
+
+    def read(self, segment: int, cell: int) -> bytes:
+        """The bytes of a cell, from its pages."""
+        if segment == len(self.segments):
+            assert self._attachment is not None
+            return self._attachment
+        begin = cell * self.cell_bytes
+        payload = self.segments[segment].read(begin, min(self.cell_bytes, self.segments[segment].nbytes - begin))
+        self.link.engine.probe.read(self, segment, cell, payload)
+        return payload
+
+    def on_acked(self, segment: int, first: int, count: int) -> None:
+        """The receiver has dealt with these cells."""
+        self._ack(segment, first, count)
+        self.link.engine.probe.acked(self, segment, first, count)
+
+    def _ack(self, segment: int, first: int, count: int) -> None:
+        self._acked.update((segment, cell) for cell in range(first, first + count))
+
+    @property
+    def all_ready(self) -> bool:
+        return not self._unready_cells
+
+    @property
+    def times_ns(self) -> tuple[int, int, int]:
+        first, last, receipt = self._times_ns
+        return first, last, receipt
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        total = sum(self._counts)
+        return (total if self.state == "committed" else len(self._acked)), total
+
+    def commit(self) -> None:
+        """The receipt has come."""
+        self._times_ns[2] = _now_ns(self.link)
+        self.end("committed")
+
+    def end(self, state: State) -> None:
+        """The transfer is over. Its runs in the queue are dropped when they are claimed."""
+        if self.state == "active":
+            self.state = state
+            self.link.out.pop(self.id)
+            self.link.engine.mark(self)
+
+    def abort(self) -> State:
+        self.end("aborted")
+        while self.readers:
+            self.readers[0].finish_step()
+        return self.state
+
+
+class Placement:
+    """A cell on its way into its slots: half of it is there, and nothing has landed."""
+
+    def __init__(self, incoming: SimInTransfer, segment: int, cell: int, payload: bytes, lane: Lane) -> None:
+        self.incoming = incoming
+        self.lane = lane
+        self._segment = segment
+        self._cell = cell
+        self._payload = payload
+        incoming.writers.append(self)
+        incoming.write(segment, cell, 0, payload[: len(payload) // 2])
+
+    def finish(self) -> None:
+        """The other half; then it lands, unless the transfer has ended meanwhile."""
+        half = len(self._payload) // 2
+        self.incoming.write(self._segment, self._cell, half, self._payload[half:])
+        self.incoming.writers.remove(self)
+        if self.incoming.state == "active":
+            self.incoming.land(self._segment, self._cell)
+
+
+class SimInTransfer:
+    """The receiving half: which segments are complete, and whether all is committed."""
+
+    def __init__(
+        self, link: SimEngineLink, transfer: int, segments: list[Segment], cell_bytes: int, attachment: bool
+    ) -> None:
+        link.check()
+        self.link = link
+        self.id = transfer
+        self.segments = segments
+        self.cell_bytes = cell_bytes
+        self.state: State = "active"
+        self.duplicates = 0
+        self.writers: list[Placement] = []
+        """Cells that are being copied just now."""
+        self._counts = [_cells(segment.nbytes, cell_bytes) for segment in segments] + [1] * attachment
+        self._ledger = Ledger(self._counts)
+        self._has_attachment = attachment
+        self._attachment = bytearray()
+        self._done: list[int] = []
+        self._times_ns = [0, 0]
+        if not self._ledger.missing_total:
+            raise SpecError("a transfer of nothing")
+        link.inc[transfer] = self
+        link.newest_in = max(link.newest_in, transfer)
+
+    def claim(self, segment: int, cell: int, length: int) -> Literal["own", "duplicate", "outside"]:
+        """Whose the cell is, if it was granted and is as long as the grant makes it."""
+        if segment >= len(self.segments):
+            fits = self._has_attachment and segment == len(self.segments) and length <= MAX_ATTACHMENT
+        else:
+            left = self.segments[segment].nbytes - cell * self.cell_bytes
+            fits = 0 < length == min(left, self.cell_bytes)
+        return self._ledger.claim(segment, cell) if fits else "outside"
+
+    def write(self, segment: int, cell: int, offset: int, data: bytes) -> None:
+        """Part of a cell into its slots."""
+        self._times_ns[0] = self._times_ns[0] or _now_ns(self.link)
+        if segment == len(self.segments):
+            self._attachment[offset : offset + len(data)] = data
+        else:
+            self.segments[segment].write(cell * self.cell_bytes + offset, data)
+
+    def land(self, segment: int, cell: int) -> None:
+        """A cell is in place; the last one commits."""
+        if not self._ledger.land(segment, cell):
+            return
+        self._done.append(segment)
+        if self._ledger.missing_total:
+            self.link.engine.mark(self)
+        else:
+            self._commit()
+
+    def _commit(self) -> None:
+        self._times_ns[1] = _now_ns(self.link)
+        self.link.receipts.append(self.id)
+        self.end("committed")
+        self.link.engine.probe.committed(self)
+        self.link.wake()
+
+    def completed(self, start: int = 0) -> list[int]:
+        return self._done[start:]
+
+    def missing(self, segment: int) -> int:
+        return self._ledger.missing(segment)
+
+    def landed(self) -> bytes:
+        """A bit for each cell, in the order of segments, least significant first."""
+        bits, at = bytearray(_cells(sum(self._counts), 8)), 0
+        for segment, count in enumerate(self._counts):
+            for cell in range(count):
+                bits[at >> 3] |= self._ledger.landed(segment, cell) << (at & 7)
+                at += 1
+        return bytes(bits)
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        total = sum(self._counts)
+        return total - self._ledger.missing_total, total
+
+    @property
+    def times_ns(self) -> tuple[int, int]:
+        first, commit = self._times_ns
+        return first, commit
+
+    @property
+    def attachment(self) -> bytes | None:
+        return bytes(self._attachment) if self._has_attachment and self.state == "committed" else None
+
+    def end(self, state: State) -> None:
+        """The transfer is over: no cell is claimed any more. Its slots are quiet once nothing is being copied."""
+        if self.state == "active":
+            self.state = state
+            self.link.inc.pop(self.id)
+            self.link.engine.mark(self)
+
+    def abort(self) -> State:
+        self.end("aborted")
+        while self.writers:
+            self.writers[0].lane.finish_step()
+        return self.state

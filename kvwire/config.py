@@ -39,7 +39,8 @@ class Config:
     """Model tags this node accepts KV for. Empty: it accepts any, and the caller of `accept` decides."""
 
     max_transfers: int = 256
-    """Transfers under way per link and direction, 1 to 65536; an offer beyond it is refused."""
+    """Transfers under way per link and direction, 1 to 65536; an offer beyond it is refused. A peer with small messages
+    takes fewer: a 16th of its `max_message_bytes`."""
 
     max_queued_runs: int = 65536
     """Runs of ready cells per link that no lane has taken yet, 1 to 2**24; a call of `ready` makes one for each run of

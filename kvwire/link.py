@@ -322,13 +322,14 @@ class Link(Driver):
         incoming = self._incoming.get(transfer)
         handle = None if incoming is None else incoming._handle
         now = time.monotonic()
-        if handle is None or handle.state == "committed":
+        if incoming is None or handle is None or handle.state == "committed":
             self._session.ledger(now, transfer, None)
             return
         try:
             self._session.ledger(now, transfer, handle.landed())
         except LimitExceeded as error:
             self._session.abort(now, transfer, "failed", str(error))
+            incoming._fail(error)
 
     def _resume_transfer(self, transfer: int, landed: bytes | None) -> None:
         """The peer has said what landed of a transfer of ours; None: it is committed there."""

@@ -187,8 +187,7 @@ cdef class EngineLink:
         cdef out_t *t
         cdef int i
         self.check()
-        self.close_lanes()
-        with nogil:
+        with nogil:                        # first: what one lane gives back must not leave on the next
             pthread_mutex_lock(&self.c.lock)
             for i in range(TABLE_SIZE):
                 t = self.c.out[i]
@@ -198,6 +197,7 @@ cdef class EngineLink:
             while queue_claim(&self.c.queue, 0xffffffff, &run):
                 out_unref(<out_t *>run.owner)
             pthread_mutex_unlock(&self.c.lock)
+        self.close_lanes()
 
     def close(self):
         cdef int i

@@ -188,9 +188,10 @@ cdef bint push_receipt(link_t *link, u64 id) noexcept nogil:
 
 
 cdef bint requeue(link_t *link, const run_t *run) noexcept nogil:
-    """A run that holds a reference goes back to the queue in its old place, or is dropped if its transfer is over."""
+    """A run that holds a reference goes back to the queue in its old place, or is dropped if its transfer is over, or
+    waits for the link: then its ledger will tell what is to be sent."""
     cdef out_t *t = <out_t *>run.owner
-    if t.state == ACTIVE and queue_push(&link.queue, run) == 0:
+    if t.state == ACTIVE and not t.suspended and queue_push(&link.queue, run) == 0:
         return True
     out_unref(t)
     return False

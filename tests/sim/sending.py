@@ -69,7 +69,7 @@ class Send:
         )
         offering = self.process.loop.create_task(record_offer)
         if self._chance(0.15):
-            self.process.loop.call_later(self._soon(), offering.cancel)
+            self.process.loop.call_later(self._soon(), self._cancel_offer, record, offering)
         try:
             out = await self.process.within("a grant", record.timeout_s, offering, record.control)
         except asyncio.CancelledError:
@@ -83,6 +83,9 @@ class Send:
         outcome = await self._wait(record, out)
         producing.cancel()
         return outcome
+
+    def _cancel_offer(self, record: Record, offering: asyncio.Task[Outgoing]) -> None:
+        record.sender.aborted |= offering.cancel()
 
     def _soon(self) -> float:
         """A time at which something may be in the middle of anything."""

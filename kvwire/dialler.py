@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from kvwire import sockets, wire
 from kvwire.control import open_control
@@ -65,6 +65,8 @@ class Dialler:
                 self.all_up.set()
         except (KvwireError, OSError):
             self.want()
+        finally:  # at once: a lane that is up must not count as one that is dialled, too
+            self._dialling.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     def want(self) -> None:
         """Ask for tickets for the lanes that are missing, after a pause that grows until one is up."""

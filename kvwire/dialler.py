@@ -65,7 +65,7 @@ class Dialler:
                 self.all_up.set()
         except (KvwireError, OSError):
             self.want()
-        finally:  # at once: a lane that is up must not count as one that is dialled, too
+        finally:  # at once: a lane that is up must not count as one that is dialled, too (`take`: one never begun)
             self._dialling.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     def want(self) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import socket
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Coroutine
 from typing import Any
 
@@ -14,7 +15,7 @@ from kvwire.control import Control
 from kvwire.errors import KvwireError, LinkLost
 
 
-class Driver:
+class Driver(ABC):
     """Feeds the session, acts on its events, minds its timer, and outlives its connections as the session does."""
 
     def __init__(self, session: wire.Session, peer: str) -> None:
@@ -84,12 +85,13 @@ class Driver:
             self._session.handle_timer(time.monotonic())
             self._pump()
 
+    @abstractmethod
     def _on_event(self, event: wire.Event) -> None:
-        raise NotImplementedError
+        """The session has something to tell."""
 
+    @abstractmethod
     def _lose(self, error: KvwireError) -> None:
         """The session has ended."""
-        raise NotImplementedError
 
     # --- tasks ----------------------------------------------------------------------------------------------------
 

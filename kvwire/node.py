@@ -35,9 +35,6 @@ from kvwire.link import Link
 
 T = TypeVar("T")
 
-REMEMBERED = 4096
-"""Outcomes of transfers whose links are gone that are kept, for senders that were left with CommitUnknown."""
-
 log = logging.getLogger("kvwire")
 
 REMEMBERED = 4096

@@ -157,10 +157,16 @@ async def dial(host: str, port: int, timeout_s: float, sources: Sequence[str] = 
     finally:
         for attempt in attempts:
             attempt.cancel()
-        for late in await asyncio.gather(*attempts, return_exceptions=True):
-            if isinstance(late, socket.socket):
-                late.close()
+            attempt.add_done_callback(_hang_up)  # also where this task is cancelled once more, in the next line
+        if attempts:
+            await asyncio.wait(attempts)
     raise problem
+
+
+def _hang_up(attempt: asyncio.Task[socket.socket]) -> None:
+    """An attempt that nobody waits for any more is over."""
+    if not attempt.cancelled() and attempt.exception() is None:
+        attempt.result().close()
 
 
 def _by_turns(addresses: list[tuple[int, tuple[object, ...]]]) -> list[tuple[int, tuple[object, ...]]]:

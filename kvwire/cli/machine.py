@@ -57,6 +57,12 @@ def available_bytes() -> int:
     return int(found[0]) * 1024 if found else sys.maxsize
 
 
+def total_bytes(meminfo: Path = MEMORY) -> int:
+    """Memory of the host; 0 where it does not say."""
+    found = re.findall(r"^MemTotal:\s*(\d+) kB$", _text(meminfo), re.MULTILINE)
+    return int(found[0]) * 1024 if found else 0
+
+
 def check_memory(nbytes: int) -> None:
     """`Failure` where the host has not `nbytes` to give."""
     if available_bytes() < nbytes:
@@ -70,12 +76,11 @@ def describe() -> dict[str, Any]:
     with socket.socket() as sock:
         default = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
     names = re.findall(r"^model name\s*: (.+)$", _text(Path("/proc/cpuinfo")), re.MULTILINE)
-    memory = re.findall(r"^MemTotal:\s*(\d+) kB$", _text(MEMORY), re.MULTILINE)
     return {
         "host": platform.node(),
         "cpu": names[0] if names else platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
-        "memory_bytes": int(memory[0]) * 1024 if memory else 0,
+        "memory_bytes": total_bytes(),
         "kernel": platform.release(),
         "congestion": default.rstrip(b"\0").decode(),
         "kvwire": kvwire.__version__,

@@ -47,11 +47,10 @@ def show_rate(bps: float) -> str:
 
 
 def show_time(seconds: float) -> str:
-    """Seconds as "40 ms", "0.3 ms", "1.5 s", "12 us"."""
-    for factor, unit in ((1.0, "s"), (1e-3, "ms")):
-        if seconds >= 0.1 * factor:
-            return f"{seconds / factor:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} us"
+    """Seconds as "40 ms", "1.5 s", "12 us", "12346 s"."""
+    if seconds >= 1:
+        return f"{seconds:.3g} s" if seconds < 1000 else f"{seconds:.0f} s"
+    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} us"
 
 
 def show_bytes(nbytes: float) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import struct
+from abc import ABC, abstractmethod
 from collections import deque
 
 from kvwire.config import Config
@@ -40,7 +41,7 @@ def clip(reason: str) -> str:
     return reason[:REASON_CHARS].encode(errors="replace").decode()
 
 
-class Exchange:
+class Exchange(ABC):
     """The transfers of one side. `dialler`: its transfer ids are odd, the acceptor's even."""
 
     def __init__(self, config: Config, *, dialler: bool) -> None:
@@ -163,6 +164,7 @@ class Exchange:
         return self._incoming.outcomes()
 
     # --- messages -------------------------------------------------------------------------------------------------
+
     def _on_offer(self, now: float, message: schema.Offer) -> None:
         if self._mine(message.transfer):
             raise ProtocolError(f"transfer id {message.transfer} belongs to the other side")
@@ -345,14 +347,14 @@ class Exchange:
         if not self._mine(transfer):
             raise ProtocolError(f"{what}: transfer {transfer} is the peer's own offer")
 
+    @abstractmethod
     def _send(self, message: schema.Message) -> None:
         """Have it sent, unless no connection is open."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _queue(self, data: bytes, *, answer: bool = True) -> None:
         """As `_send`, of an encoded message. `answer`: the peer can have it said again and again."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _queue_offer(self, data: bytes) -> None:
         """As `_queue`; LimitExceeded where too much waits already."""
-        raise NotImplementedError

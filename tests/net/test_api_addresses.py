@@ -71,6 +71,30 @@ async def test_a_source_that_is_not_ours() -> None:
                 await client.connect("127.0.0.1", node.port)
 
 
+async def test_a_dial_that_is_cancelled_twice_as_it_succeeds() -> None:
+    """The connection comes while whoever dialled is on the way out, and is cancelled once more: it is closed."""
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        for turns in range(12):
+            dialling = asyncio.create_task(sockets.dial("127.0.0.1", listener.getsockname()[1], 5.0))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            dialling.cancel()
+            await asyncio.sleep(0)
+            dialling.cancel()
+            await asyncio.wait((dialling,))
+            if not dialling.cancelled():
+                dialling.result().close()
+            listener.settimeout(0.2)
+            try:
+                sock, _ = await loop.run_in_executor(None, listener.accept)
+            except TimeoutError:
+                continue  # cancelled before it called
+            with sock:
+                sock.settimeout(5)
+                assert await loop.run_in_executor(None, sock.recv, 1) == b""
+
+
 @pytest.mark.parametrize("value", ["127.0.0.1", ("localhost",), ("127.0.0.1", 7), (b"127.0.0.1",), ("10.0.0.256",)])
 def test_local_addresses_are_addresses(value: Any) -> None:
     with pytest.raises(ConfigError, match="local_addresses"):

@@ -177,9 +177,8 @@ class Nemesis:
     def slow_python(self) -> bool:
         """Each callback takes long, so that what comes from the engine and from timers piles up in any order."""
         process = self.rng.choice(self.world.living())
-        pace_s = process.loop.pace_s
         process.slow_down(self.rng.choice((0.005, 0.05)))
-        self.later(self.rng.choice((0.5, 2.0)), lambda: setattr(process.loop, "pace_s", pace_s))
+        self.later(self.rng.choice((0.5, 2.0)), process.speed_up)
         return True
 
     def _thaw(self, process: Process, frozen_at: float) -> None:

@@ -91,6 +91,7 @@ class Process:
         self.tight = world.tight
         rng = self.rng("process")
         pace_s = rng.choice((0.0005, 0.005)) if world.tight else rng.choice((0.0, 0.0, 5e-6, 50e-6))
+        self._own_pace_s = pace_s
         # A loop of what kvwire uses of one, no more.
         self.loop = SimLoop(world.clock, host, self, rng.randint(0, 1 << 20), pace_s)  # type: ignore[abstract]
         self.slack_s = SLACK_S
@@ -123,6 +124,10 @@ class Process:
         """From now on a callback takes this long; what piles up meanwhile makes everything late for good."""
         self.loop.pace_s = pace_s
         self.slack_s = max(self.slack_s, SLACK_S + BACKLOG * pace_s)
+
+    def speed_up(self) -> None:
+        """Back to its own pace."""
+        self.loop.pace_s = self._own_pace_s
 
     def new_request(self) -> str:
         """A request id that nobody else has."""

@@ -106,7 +106,7 @@ class TestBuffers:
     def test_without_a_path_several_are_assumed(self, most: int, level: str) -> None:
         finding = wrong(with_sysctl("net.ipv4.tcp_wmem", f"4096 16384 {most}"))
         assert finding.level == level
-        for rtt in ("0.1 ms", "10 ms", "40 ms", "80 ms"):
+        for rtt in ("100 us", "10 ms", "40 ms", "80 ms"):
             assert f"bit/s at {rtt}" in finding.found
 
     def test_a_short_path_needs_little(self) -> None:
@@ -354,4 +354,4 @@ def test_rates_and_times_for_people() -> None:
         "1.3 Tbit/s",
         "50 kbit/s",
     ]
-    assert [show_time(s) for s in (2.0, 0.04, 0.0001, 12e-6)] == ["2 s", "40 ms", "0.1 ms", "12 us"]
+    assert [show_time(s) for s in (2.0, 0.04, 0.0001, 12e-6)] == ["2 s", "40 ms", "100 us", "12 us"]

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from kvwire.cli.bench import main
-from kvwire.cli.models.command import show_time
 from kvwire.cli.models.presets import PRESETS, preset
+from kvwire.cli.units import show_time
 
 KI = 1024
 CONFIGS = Path(__file__).parents[2] / "examples" / "handoff" / "configs"

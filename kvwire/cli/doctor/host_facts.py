@@ -17,6 +17,7 @@ from pathlib import Path
 
 from kvwire import ConfigError
 from kvwire._ext import crc32c, libcrypto
+from kvwire.cli.machine import total_bytes
 
 X86_FEATURES = ("sse4_2", "aes", "pclmulqdq", "avx2", "avx512f", "vaes", "vpclmulqdq")
 ARM_FEATURES = ("aes", "pmull", "crc32")
@@ -132,12 +133,6 @@ def cgroup_paths(membership: str) -> tuple[str | None, str | None]:
     return unified, cpu
 
 
-def memory_of(meminfo: str) -> int:
-    """Bytes of MemTotal."""
-    match = re.search(r"^MemTotal:\s*(\d+) kB", meminfo, re.MULTILINE)
-    return int(match[1]) * 1024 if match else 0
-
-
 # --- reading ------------------------------------------------------------------------------------------------------
 
 
@@ -250,7 +245,7 @@ def read(root: Path = Path("/")) -> Host:
         cpu=read_cpu(root),
         crypto=read_crypto(),
         clock=read_clock(root),
-        memory_bytes=memory_of(read_text(root / "proc/meminfo")),
+        memory_bytes=total_bytes(root / "proc/meminfo"),
         files_soft=soft,
         files_hard=hard,
         default_control=default,

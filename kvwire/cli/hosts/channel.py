@@ -51,6 +51,7 @@ WORDS: dict[str, dict[str, tuple[type, ...]]] = {
 MOST_UNHEARD = 16
 """Messages of one word that wait to be heard; further ones are dropped."""
 UNWIND_S = 0.2
+"""What was done when the link ended has so long to say so."""
 MOST = 1e18
 """Largest number in a message."""
 ANSWER_S = 60.0
@@ -113,7 +114,7 @@ class Channel:
         except TimeoutError:
             if word == "hello":
                 raise Failure("this is a kvwire node, but it did not answer as kvwire-bench does") from None
-            raise Failure(f"no answer to {word} within {ANSWER_S:.0f} s") from None
+            raise Failure(f"no answer to {word} within {2 * ANSWER_S:.0f} s") from None
         return granted - begun
 
     async def hear(self, *words: str, within_s: float | None = ANSWER_S) -> tuple[str, Heard]:

@@ -54,7 +54,7 @@ class Order:
         """`Failure` for what no client says."""
 
         def number(value: object, low: float, high: float, *kinds: type) -> bool:
-            return type(value) in kinds and low <= value <= high  # type: ignore[operator]
+            return isinstance(value, int | float) and type(value) in kinds and low <= value <= high
 
         names = {field.name for field in fields(cls)}
         if not isinstance(value, dict) or set(value) != names:

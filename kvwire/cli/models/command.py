@@ -21,7 +21,7 @@ from kvwire.cli.failure import Failure
 from kvwire.cli.jsontext import check_depth
 from kvwire.cli.memory import kv_bytes
 from kvwire.cli.models.presets import BLOCK_TOKENS, FIT, PRESETS, Preset, preset
-from kvwire.cli.units import GB, show_size
+from kvwire.cli.units import GB, show_size, show_time
 
 TOKENS = (1 << 10, 8 << 10, 32 << 10, 128 << 10)
 RATES_GBITPS = (1, 10, 25, 100)
@@ -213,10 +213,3 @@ def _cells(cells: Any, width: int) -> str:
 def show_count(tokens: int) -> str:
     """Tokens as "32 K", "1000"."""
     return f"{tokens >> 10} K" if tokens % (1 << 10) == 0 else str(tokens)
-
-
-def show_time(duration_s: float) -> str:
-    """Seconds as "1.24 ms", "12.4 s"."""
-    if duration_s >= 1:
-        return f"{duration_s:.3g} s" if duration_s < 1000 else f"{duration_s:.0f} s"
-    return f"{duration_s * 1e3:.3g} ms" if duration_s >= 1e-3 else f"{duration_s * 1e6:.3g} us"

@@ -22,7 +22,7 @@ from kvwire.dialler import Dialler
 from kvwire.driver import Driver
 from kvwire.errors import Closed, DeadlineExceeded, IntegrityError, KvwireError, LimitExceeded, ProtocolError
 from kvwire.incoming import Incoming
-from kvwire.outgoing import Outgoing, check_source
+from kvwire.outgoing import Offer, Outgoing, check_source
 from kvwire.pool import Slots
 from kvwire.transfer import Transfer
 from kvwire.types import Grant, Manifest
@@ -51,7 +51,7 @@ class Link(Driver):
         self._outgoing: dict[int, Outgoing] = {}
         self._incoming: dict[int, Incoming] = {}
         self._asked: dict[tuple[bytes, int], asyncio.Future[str]] = {}
-        self._offers: dict[int, tuple[asyncio.Future[Outgoing], Manifest, Mapping[str, Slots], int, int]] = {}
+        self._offers: dict[int, Offer] = {}
         self._faults = 0
         self._error: KvwireError | None = None
         self._greeted: asyncio.Future[None] = self.loop.create_future()
@@ -108,15 +108,15 @@ class Link(Driver):
         future: asyncio.Future[Outgoing] = self.loop.create_future()
         # Only a deadline that somebody named orders what leaves first.
         deadline_ns = 0 if deadline_s is None else time.monotonic_ns() + int(deadline_s * 1e9)
-        self._offers[transfer] = (future, manifest, source, klass, deadline_ns)
+        offer = self._offers[transfer] = Offer(transfer, manifest, source, klass, deadline_ns, future)
         self._pump()
         try:
             return await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled() and future.exception() is None:
                 future.result().abort_nowait("the offering task was cancelled")
-            elif self._offers.pop(transfer, None) is not None and not self.closed:
-                self._session.abort(time.monotonic(), transfer, "cancelled", "the offering task was cancelled")
+            elif self._offers.pop(offer.transfer, None) is not None and not self.closed:
+                self._session.abort(time.monotonic(), offer.transfer, "cancelled", "the offering task was cancelled")
                 self._pump()
             raise
 
@@ -159,29 +159,49 @@ class Link(Driver):
         return self.config.cell_bytes if wanted is None else wanted
 
     def _granted(self, transfer: int, grant: Grant) -> None:
-        waiting = self._offers.pop(transfer, None)
-        if waiting is None:  # the offering task was cancelled meanwhile
-            return
-        future, manifest, source, klass, deadline_ns = waiting
+        offer, again = self._offers.get(transfer), self._outgoing.get(transfer)
         try:
-            outgoing = Outgoing(self, transfer, manifest, source, grant, klass, deadline_ns)
+            if again is not None:
+                self._node._unwatch(again._handle)
+                again._grant_again(grant)
+                self._node._watch(again._handle, again._engine_changed)
+                return
+            if offer is None:  # the offering task was cancelled meanwhile
+                return
+            outgoing = Outgoing(self, offer, grant)
         except KvwireError as error:
             with contextlib.suppress(Closed):  # the peer may have said good-bye in the same breath
                 self._session.abort(time.monotonic(), transfer, "failed", str(error))
-            if not future.done():
-                future.set_exception(error)
+            self._fail_transfer(transfer, error)
             return
+        del self._offers[transfer]
         self._outgoing[transfer] = outgoing
         self._node._watch(outgoing._handle, outgoing._engine_changed)
-        if future.cancelled():
+        if offer.granted.cancelled():
             outgoing.abort_nowait("the offering task was cancelled")
         else:
-            future.set_result(outgoing)
+            offer.granted.set_result(outgoing)
 
-    def _offer_failed(self, transfer: int, error: KvwireError) -> None:
-        waiting = self._offers.pop(transfer, None)
-        if waiting is not None and not waiting[0].done():
-            waiting[0].set_exception(error)
+    def _start_over(self, again: Mapping[int, int]) -> None:
+        """The peer has restarted: transfers to it have new ids, and wait to be granted once more."""
+        offers, self._offers = self._offers, {}
+        outgoing, self._outgoing = self._outgoing, {}
+        for before, transfer in again.items():
+            if before in offers:
+                self._offers[transfer] = offers[before]
+                offers[before].transfer = transfer
+            elif before in outgoing:
+                self._outgoing[transfer] = outgoing[before]
+                outgoing[before].transfer_id = transfer
+
+    def _fail_transfer(self, transfer: int, error: KvwireError) -> None:
+        """It has ended for a reason that came from elsewhere, granted or not."""
+        offer = self._offers.pop(transfer, None)
+        if offer is not None and not offer.granted.done():
+            offer.granted.set_exception(error)
+        under_way = self._outgoing.get(transfer) or self._incoming.get(transfer)
+        if under_way is not None:
+            under_way._fail(error)
 
     def _send_grant(self, incoming: Incoming, grant: Grant) -> None:
         self._session.grant(time.monotonic(), incoming.transfer_id, grant)
@@ -255,6 +275,8 @@ class Link(Driver):
         self._hang_up()
         self.engine_link.suspend()
         self.engine_link.take_closed()
+        for transfer in [*self._outgoing.values(), *self._incoming.values()]:
+            transfer._engine_changed()  # from here on the engine ends none by itself
         self.lane_congestion.clear()
         if self._dialler is not None:
             self._dialler.suspended()
@@ -277,15 +299,11 @@ class Link(Driver):
                 self._node._offered(incoming)
             case wire.Granted():
                 self._granted(event.transfer, event.grant)
-            case wire.Refused() | wire.OfferTimedOut():
-                self._offer_failed(event.transfer, event.error)
-            case wire.Aborted() | wire.TransferTimedOut():
-                self._offer_failed(event.transfer, event.error)
-                transfer = self._outgoing.get(event.transfer) or self._incoming.get(event.transfer)
-                if transfer is not None:
-                    transfer._fail(event.error)
-                if isinstance(event, wire.Aborted):
-                    self._session.drained(time.monotonic(), event.transfer)
+            case wire.Refused() | wire.OfferTimedOut() | wire.TransferTimedOut() | wire.Dropped():
+                self._fail_transfer(event.transfer, event.error)
+            case wire.Aborted():
+                self._fail_transfer(event.transfer, event.error)
+                self._session.drained(time.monotonic(), event.transfer)
             case wire.Suspended():
                 self._suspend()
             case wire.Resumed():
@@ -293,17 +311,16 @@ class Link(Driver):
                     self._issue_tickets(event.peer.lanes)
                 else:
                     self._dialler.resumed()
+            case wire.Restarted():
+                self._start_over(event.again)
+                if self._dialler is not None:
+                    self._dialler.resumed()
             case wire.LedgerWanted():
                 self._send_ledger(event.transfer)
             case wire.LedgerCame():
                 self._resume_transfer(event.transfer, event.landed)
             case wire.CommitLearnt():
                 self._resume_transfer(event.transfer, None)
-            case wire.Dropped():
-                self._offer_failed(event.transfer, event.error)
-                transfer = self._outgoing.get(event.transfer) or self._incoming.get(event.transfer)
-                if transfer is not None:
-                    transfer._fail(event.error)
             case wire.Asked():
                 outcome = self._node._outcome(event.link_id, event.transfer)
                 self._session.answer(event.link_id, event.transfer, outcome)
@@ -365,9 +382,9 @@ class Link(Driver):
         if not self._greeted.done():
             self._greeted.set_exception(copy(error))
             self._greeted.exception()  # nobody may be waiting
-        for future, *_ in list(self._offers.values()):
-            if not future.done():
-                future.set_exception(copy(error))
+        for offer in self._offers.values():
+            if not offer.granted.done():
+                offer.granted.set_exception(copy(error))
         self._offers.clear()
         for answer in self._asked.values():
             if not answer.done():

@@ -321,12 +321,9 @@ class Node:
         try:
             raw += await sockets.read_exactly(sock, wire.greeting_bytes(raw))
             hello = wire.parse_hello(raw)
-            link = self._returning(hello) if hello.link_id else None
+            link = self._returning(hello)
         except ProtocolError as error:
             await self._loop.sock_sendall(sock, wire.goodbye("protocol", str(error)))
-            raise
-        except LinkLost as error:
-            await self._loop.sock_sendall(sock, wire.goodbye("forgotten", str(error)))
             raise
         if link is not None:
             link.peer = peer
@@ -336,14 +333,15 @@ class Node:
             raise LocalError(f"{self.config.max_links} links are up already", hint="Config.max_links")
         self._make_link("acceptor", peer)._start(sock, None, raw)
 
-    def _returning(self, hello: wire.Hello) -> Link:
-        """The link of a peer that is back, suspended. LinkLost where it is not known here, or is another peer's."""
+    def _returning(self, hello: wire.Hello) -> Link | None:
+        """The link of a peer that is back, suspended. None for one who greets for the first time, and where the link is
+        not known here or is another peer's: who asks for it gets a new one, sees that, and knows.
+        """
         link = self._by_id.get(hello.link_id)
-        if link is not None and link._session.peer is not None and link._session.peer.boot_id == hello.boot_id:
-            link._connection_lost(link._control, LinkLost("the peer connected anew"))
-            if link.suspended:
-                return link
-        raise LinkLost("the link is not known here, or not any more")
+        if link is None or link._session.peer is None or link._session.peer.boot_id != hello.boot_id:
+            return None
+        link._connection_lost(link._control, LinkLost("the peer connected anew"))
+        return link if link.suspended else None
 
 
 def _close_if_cancelled(sock: socket.socket, task: asyncio.Task[None]) -> None:

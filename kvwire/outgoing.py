@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgpack
@@ -17,6 +18,7 @@ from kvwire.errors import (
     CommitUnknown,
     KvwireError,
     LinkLost,
+    OfferRefused,
     PlacementError,
     QueueFull,
     ReadyError,
@@ -40,6 +42,14 @@ def _granted_blocks(offer: GroupOffer, runs: tuple[BlockRange, ...]) -> NDArray[
     """Block numbers of a grant's runs, ascending, int64."""
     parts = [np.arange(run.start, run.stop, dtype=np.int64) for run in runs]
     return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+
+def _look_up(positions: NDArray[np.int64], start: int, blocks: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where these blocks stand; -1 for one that has no place. `positions` begins with block `start`."""
+    inside = (blocks >= start) & (blocks < start + len(positions))
+    found = np.full(len(blocks), -1, dtype=np.int64)
+    found[inside] = positions[blocks[inside] - start]
+    return found
 
 
 def _block_numbers(group: str, blocks: Iterable[int] | BlockRange) -> NDArray[np.int64]:
@@ -86,45 +96,105 @@ def check_source(manifest: Manifest, source: Mapping[str, Slots]) -> None:
             )
 
 
+@dataclass(slots=True)
+class Offer:
+    """What is on offer, under its present id: another one when the receiver has restarted."""
+
+    transfer: int
+    manifest: Manifest
+    source: Mapping[str, Slots]
+    klass: int
+    deadline_ns: int
+    granted: asyncio.Future[Outgoing]
+
+
 class Outgoing(Transfer):
-    """The sending half of a transfer, after the receiver has granted it. Made by `Link.offer`."""
+    """The sending half of a transfer, after the receiver has granted it. Made by `Link.offer`.
+
+    If the receiver restarts, it is offered once more, under another `transfer_id`, and what was ready is sent again.
+    """
 
     _handle: OutTransfer
 
-    def __init__(
-        self,
-        link: Link,
-        transfer_id: int,
-        manifest: Manifest,
-        source: Mapping[str, Slots],
-        grant: Grant,
-        klass: int,
-        deadline_ns: int,
-    ) -> None:
-        super().__init__(link, transfer_id, manifest)
-        segments: list[Segment] = []
+    def __init__(self, link: Link, offer: Offer, grant: Grant) -> None:
+        super().__init__(link, offer.transfer, offer.manifest)
+        self._source = offer.source
+        self._klass, self._deadline_ns = offer.klass, offer.deadline_ns
         self.granted: dict[str, tuple[int, ...]] = {}
         """Block numbers that the receiver wants, per group, ascending."""
         self._positions: dict[str, NDArray[np.int64]] = {}
         self._ready_lock = threading.Lock()
-        who = f"transfer {transfer_id}"
+        self._ready_before = 0, 0, 0  # a handle ago: first and last `ready`, and when they were repeated
         try:
-            for offer, runs in zip(manifest.groups, grant.runs, strict=True):
-                blocks = _granted_blocks(offer, runs)
-                positions = np.full(len(offer.blocks), -1, dtype=np.int64)
-                positions[blocks - offer.blocks.start] = np.arange(len(blocks))
-                self._positions[offer.spec.name] = positions
-                self.granted[offer.spec.name] = tuple(blocks.tolist())
-                self._bytes += len(blocks) * offer.spec.block_bytes * len(offer.spec.layers)
-                slots = source[offer.spec.name]
-                segments += slots.segments(offer, blocks)
-                self._leases.append(slots.lease_read(who))
-            self._handle = OutTransfer(
-                link.engine_link, transfer_id, segments, grant.cell_bytes, manifest.attachment, klass, deadline_ns
-            )
+            self._leases += [slots.lease_read(f"transfer {self.transfer_id}") for slots in offer.source.values()]
+            self._handle = self._take(grant)
         except BaseException:
             self._release()
             raise
+        self._first_positions = self._positions
+
+    def _take(self, grant: Grant) -> OutTransfer:
+        """The engine's half of a grant, and what it means for `ready`."""
+        segments: list[Segment] = []
+        positions, granted, nbytes = {}, {}, 0
+        for offer, runs in zip(self.manifest.groups, grant.runs, strict=True):
+            blocks = _granted_blocks(offer, runs)
+            at = np.full(len(offer.blocks), -1, dtype=np.int64)
+            at[blocks - offer.blocks.start] = np.arange(len(blocks))
+            positions[offer.spec.name] = at
+            granted[offer.spec.name] = tuple(blocks.tolist())
+            nbytes += len(blocks) * offer.spec.block_bytes * len(offer.spec.layers)
+            segments += self._source[offer.spec.name].segments(offer, blocks)
+        attachment, link = self.manifest.attachment, self._link.engine_link
+        handle = OutTransfer(
+            link, self.transfer_id, segments, grant.cell_bytes, attachment, self._klass, self._deadline_ns
+        )
+        self._positions, self.granted, self._bytes = positions, granted, nbytes
+        return handle
+
+    # --- a receiver that has restarted ----------------------------------------------------------------------------
+
+    def _grant_again(self, grant: Grant) -> None:
+        """The receiver, which has restarted, wants these blocks: whatever was ready is ready again.
+
+        OfferRefused where it wants more than before: nobody knows whether those blocks are computed.
+        """
+        with self._ready_lock:
+            before, was = self._handle, self.granted
+            if before.state != "active":
+                return  # given up meanwhile by another thread, and the loop is about to hear of it
+            for offer, runs in zip(self.manifest.groups, grant.runs, strict=True):
+                blocks = _granted_blocks(offer, runs)
+                more = blocks[_look_up(self._first_positions[offer.spec.name], offer.blocks.start, blocks) < 0]
+                if len(more):
+                    raise OfferRefused(
+                        f"the receiver has restarted and wants block {more[0]} of group {offer.spec.name}, which it "
+                        "did not want before",
+                        hint="offer the transfer again",
+                    )
+            handle = self._take(grant)
+            for segment, (group, _) in enumerate(self.manifest.segments()):
+                done = np.frombuffer(before.ready_blocks(segment), dtype=np.bool_)
+                found = _look_up(self._positions[group], self._start(group), np.array(was[group], np.int64)[done])
+                for run in runs_of(found[found >= 0]):
+                    handle.ready(segment, run.start, len(run))
+            if before.attachment is not None:
+                handle.attach(before.attachment)
+            self._ready_before = *self._ready_times(), handle.times_ns[1]
+            self._handle = handle
+        before.abort()
+
+    def _ready_times(self) -> tuple[int, int]:
+        """CLOCK_MONOTONIC of the first and the last `ready`, whichever grant they were for."""
+        first, last, _ = self._handle.times_ns
+        first_before, last_before, repeated = self._ready_before
+        return first_before or first, last_before if last == repeated else last
+
+    def _release(self) -> None:
+        with self._ready_lock:  # or a grant that comes once more would read what is given back
+            super()._release()
+
+    # --- what is ready --------------------------------------------------------------------------------------------
 
     def ready(self, group: str, layer: int, blocks: Iterable[int] | BlockRange | None = None) -> None:
         """These blocks of a layer are computed and may leave; None: all that were granted. From any thread.
@@ -134,22 +204,22 @@ class Outgoing(Transfer):
         call's blocks is ready.
         """
         segment = self.manifest.segment(group, layer)
-        runs = [(0, len(self.granted[group]))] if blocks is None else self._position_runs(group, blocks)
-        queued = self._link.engine_link.queued_runs
-        if queued and queued + len(runs) > self._link.config.max_queued_runs:
-            raise QueueFull(
-                f"{queued} runs of ready cells wait for the lanes to {self._link.peer}",
-                hint="await wait_ready(...), name more blocks a call, or raise Config.max_queued_runs",
-            )
-        try:
-            with self._ready_lock:  # so that no other call gets between the check and what it was for
+        with self._ready_lock:  # so that nothing gets between the checks and what they are for
+            runs = [(0, len(self.granted[group]))] if blocks is None else self._position_runs(group, blocks)
+            queued = self._link.engine_link.queued_runs
+            if queued and queued + len(runs) > self._link.config.max_queued_runs:
+                raise QueueFull(
+                    f"{queued} runs of ready cells wait for the lanes to {self._link.peer}",
+                    hint="await wait_ready(...), name more blocks a call, or raise Config.max_queued_runs",
+                )
+            try:
                 if len(runs) > 1:
                     for first, count in runs:
                         self._handle.check_ready(segment, first, count)
                 for first, count in runs:
                     self._handle.ready(segment, first, count)
-        except ReadyError as error:
-            raise ReadyError(f"layer {layer} of group {group}: {error}") from None
+            except ReadyError as error:
+                raise ReadyError(f"layer {layer} of group {group}: {error}") from None
 
     async def wait_ready(self, group: str, layer: int, blocks: Iterable[int] | BlockRange | None = None) -> None:
         """As `ready`, and waits while the queue is full. Raises what ended the transfer, if that comes first."""
@@ -163,20 +233,23 @@ class Outgoing(Transfer):
                 if self._ended.done():
                     self._outcome(self.state)
 
+    def _start(self, group: str) -> int:
+        """The first block on offer."""
+        return self.manifest.groups[self.manifest.group_index(group)].blocks.start
+
     def _position_runs(self, group: str, blocks: Iterable[int] | BlockRange) -> list[tuple[int, int]]:
         """Block numbers as runs of (first position in grant order, count)."""
-        positions = self._positions[group]
-        start = self.manifest.groups[self.manifest.group_index(group)].blocks.start
         wanted = _block_numbers(group, blocks)
-        inside = (wanted >= start) & (wanted < start + len(positions))
-        found = np.where(inside, positions[np.where(inside, wanted - start, 0)], -1) if len(positions) else inside - 1
-        if (found < 0).any():
-            block = int(wanted[found < 0][0])
+        first = found = _look_up(self._positions[group], self._start(group), wanted)
+        if self._first_positions is not self._positions:
+            first = _look_up(self._first_positions[group], self._start(group), wanted)
+        if (first < 0).any():
+            block = int(wanted[first < 0][0])
             raise ReadyError(
                 f"block {block} of group {group} was not granted",
                 hint=f"{_say(self.granted[group])} were; see `granted`",
             )
-        found = np.sort(found)
+        found = np.sort(found[found >= 0])  # a receiver that has restarted may want less than before
         if (np.diff(found) == 0).any():
             raise ReadyError(f"a block of group {group} is named twice in one call")
         return [(run.start, len(run)) for run in runs_of(found)]
@@ -194,7 +267,8 @@ class Outgoing(Transfer):
             raise AttachmentError(
                 f"the attachment packs to {len(data)} bytes; at most {MAX_ATTACHMENT_BYTES} may travel"
             )
-        self._handle.attach(data)
+        with self._ready_lock:
+            self._handle.attach(data)
 
     async def committed(self) -> Receipt:
         """Wait for the receipt, or raise what ended the transfer; `CommitUnknown` if only the receipt is missing."""
@@ -217,7 +291,7 @@ class Outgoing(Transfer):
         super()._fail(error)
 
     def _receipt(self) -> Receipt:
-        first, last, receipt = self._handle.times_ns
+        (first, last), receipt = self._ready_times(), self._handle.times_ns[2]
         return Receipt(
             self.transfer_id, self.manifest.request_id, self._bytes, (receipt - first) / 1e9, (receipt - last) / 1e9
         )

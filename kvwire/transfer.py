@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
@@ -153,7 +154,12 @@ class Transfer:
         self._check_wait(timeout_s)
         if self._handle is None:
             raise Closed(f"{self!r} has not been granted")
-        state = self._handle.wait(timeout_s)
+        until = time.monotonic() + timeout_s
+        while True:
+            handle = self._handle
+            state = handle.wait(max(0.0, until - time.monotonic()))
+            if handle is self._handle:  # else granted once more meanwhile, by a receiver that has restarted
+                break
         if state == "active":
             raise DeadlineExceeded(f"{self!r} is not committed after {timeout_s:g} s", hint="it goes on")
         self._release()

@@ -29,6 +29,13 @@ class OutTransfer:
         """ReadyError if `ready` with the same arguments would raise it."""
 
     def attach(self, data: Buffer) -> None: ...
+    def ready_blocks(self, segment: int) -> bytes:
+        """A byte for each block of a segment, in grant order: 1 where it is ready."""
+
+    @property
+    def attachment(self) -> bytes | None:
+        """What `attach` was given, packed."""
+
     def resume(self, landed: Buffer) -> None:
         """The link is back, and these cells (a bit each, in segment order, attachment last, lowest bit first) have
         landed: whatever else is ready is queued again. ProtocolError for a ledger that does not fit.

@@ -229,6 +229,16 @@ cdef class OutTransfer:
         if state == -1:                    # aborted meanwhile, by another thread, is no error
             raise MemoryError
 
+    def ready_blocks(self, u32 segment):
+        cdef out_t *t = self.t
+        if segment >= t.segments:
+            raise ReadyError(f"no segment {segment}; this transfer has {t.segments}")
+        return (<char *>t.block_ready)[t.first_block[segment]:t.first_block[segment + 1]]
+
+    @property
+    def attachment(self):
+        return None if self.t.attachment == NULL else (<char *>self.t.attachment)[:self.t.attachment_len]
+
     cdef bint is_ready(self, u64 cell) noexcept:
         """Whether a cell, the attachment included, is complete. `ready_lock` held."""
         if cell == self.t.first_cell[self.t.segments]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kvwire.errors import KvwireError
@@ -118,6 +119,16 @@ class Resumed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Restarted(Event):
+    """Another life of the peer has greeted. It knows nothing: transfers to it are offered once more, their new ids by
+    the old ones; those from it are `Dropped`.
+    """
+
+    peer: Hello
+    again: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class LedgerWanted(Event):
     """The peer asks what has landed of a transfer that it sends: answer with `ledger`."""
 
@@ -141,7 +152,7 @@ class CommitLearnt(Event):
 
 @dataclass(frozen=True, slots=True)
 class Dropped(Event):
-    """The peer came back without a transfer."""
+    """The peer came back without a transfer, or does not take it again."""
 
     transfer: int
     error: KvwireError

@@ -29,9 +29,11 @@ from kvwire.types import Grant, Manifest
 from kvwire.wire import events, schema, states
 from kvwire.wire.manifest import check_grant, model_misfit, pack_manifest, pack_runs, unpack_manifest, unpack_runs
 from kvwire.wire.states import Transfer
-from kvwire.wire.transfers import Transfers
+from kvwire.wire.transfers import Entry, Transfers
 
 REASON_CHARS = 2048
+LEAST_S = 0.001
+"""What is left of a deadline at least, of which a timer has not heard yet."""
 RESUMED_BYTES = 16
 """What a transfer may take in a RESUME, at least: a u64, and its part of what is around it."""
 
@@ -39,6 +41,17 @@ RESUMED_BYTES = 16
 def clip(reason: str) -> str:
     """A reason as it may travel: short, and nothing that UTF-8 cannot carry."""
     return reason[:REASON_CHARS].encode(errors="replace").decode()
+
+
+def _offer(peer: schema.Hello, transfer: int, manifest: Manifest, deadline_s: float, klass: int) -> bytes:
+    """An encoded OFFER. LimitExceeded where it is more than the peer reads at once."""
+    data = schema.encode(schema.Offer(transfer, pack_manifest(manifest), float(deadline_s), klass))
+    if len(data) - schema.LENGTH_BYTES > peer.max_message_bytes:
+        raise LimitExceeded(
+            f"the manifest takes {len(data)} bytes; the peer's limit is {peer.max_message_bytes}",
+            hint="larger blocks have fewer hashes; or raise Config.max_message_bytes at the receiver",
+        )
+    return data
 
 
 class Exchange(ABC):
@@ -74,13 +87,7 @@ class Exchange(ABC):
         if len(alive) >= most or len(self._outgoing) >= 2 * peer.max_transfers:
             raise LimitExceeded(f"{len(self._outgoing)} transfers are under way, and the peer takes no more at once")
         transfer = self._next_id
-        data = schema.encode(schema.Offer(transfer, pack_manifest(manifest), float(deadline_s), klass))
-        if len(data) - schema.LENGTH_BYTES > peer.max_message_bytes:
-            raise LimitExceeded(
-                f"the manifest takes {len(data)} bytes; the peer's limit is {peer.max_message_bytes}",
-                hint="larger blocks have fewer hashes; or raise Config.max_message_bytes at the receiver",
-            )
-        self._queue_offer(data)
+        self._queue_offer(_offer(peer, transfer, manifest, deadline_s, klass))
         self._next_id += 2
         self._outgoing.add(transfer, manifest, now + timeout_s, deadline_s, klass)
         return transfer
@@ -287,8 +294,7 @@ class Exchange(ABC):
             case "committed" if entry.state is Transfer.ACTIVE:
                 self._events.append(events.CommitLearnt(transfer))
             case "unknown" if entry.state is Transfer.OFFERED:
-                offer = schema.Offer(transfer, pack_manifest(entry.manifest), float(entry.deadline_s), entry.klass)
-                self._queue(schema.encode(offer), answer=False)
+                self._offer_again(now, transfer, entry)
             case "refused" if entry.state is Transfer.OFFERED:
                 self._drop(now, transfer, OfferRefused("offer refused while the link was down"))
             case "aborted":
@@ -303,6 +309,33 @@ class Exchange(ABC):
     def _drop(self, now: float, transfer: int, error: KvwireError) -> None:
         self._outgoing.step(now, transfer, "recv over")
         self._events.append(events.Dropped(transfer, error))
+
+    def _offer_again(self, now: float, transfer: int, entry: Entry) -> None:
+        """Once more what the peer does not know."""
+        left_s = entry.deadline_s if entry.ends == math.inf else max(entry.ends - now, LEAST_S)
+        try:
+            data = _offer(self._open(), transfer, entry.manifest, left_s, entry.klass)
+        except LimitExceeded as error:  # another life of the peer takes less
+            self._drop(now, transfer, error)
+        else:
+            self._queue(data, answer=False)
+
+    def _start_over(self, now: float, peer: schema.Hello) -> None:
+        """The peer has restarted. What it sent is lost; what is sent to it is offered once more, under new ids."""
+        again: dict[int, int] = {}
+        for transfer in self._outgoing.ids():
+            self._outgoing.start_over(now, transfer, self._next_id)
+            again[transfer] = self._next_id
+            self._next_id += 2
+        self._events.append(events.Restarted(peer, again))
+        for transfer in again.values():
+            entry = self._outgoing.get(transfer)
+            assert entry is not None
+            self._offer_again(now, transfer, entry)
+        for transfer in self._incoming.ids():
+            self._incoming.step(now, transfer, "recv over")
+            self._events.append(events.Dropped(transfer, LinkLost("the peer has restarted")))
+        self._incoming = Transfers(states.INCOMING)  # its ids begin anew
 
     # --- timers ---------------------------------------------------------------------------------------------------
 

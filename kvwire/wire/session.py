@@ -217,7 +217,7 @@ class Session(Exchange):
             raise ProtocolError(f"{message.TYPE} before resume")
         match message:
             case schema.Hello():
-                self._on_hello(message)
+                self._on_hello(now, message)
             case schema.Resume():
                 if not self._expects_resume:
                     raise ProtocolError("a resume where no link was lost")
@@ -257,35 +257,36 @@ class Session(Exchange):
                 kind = ProtocolError if message.code == "protocol" else LinkLost
                 self._close("recv goodbye", kind(f"the peer said good-bye: {message.reason}"))
 
-    def _on_hello(self, hello: schema.Hello) -> None:
+    def _on_hello(self, now: float, hello: schema.Hello) -> None:
         if self.state is not states.Session.GREETING:
             raise ProtocolError("a second hello")
-        again = self.peer is not None
         if self.role == "dialler" and not hello.link_id:
             raise ProtocolError("the acceptor names the link")
-        if self.role == "acceptor" and bool(hello.link_id) is not again:
-            raise ProtocolError("hello resumes a link that is not this one")
-        if again:
-            self._check_resumes(hello)
+        known, resumed = self.peer, hello.link_id == self.link_id
+        if known is not None:
+            if resumed and hello.boot_id != known.boot_id:
+                raise ProtocolError("the peer is not the one that this link was made with")
+            if self.role == "acceptor" and not resumed:
+                raise ProtocolError("the peer resumes another link")
+            if not resumed and hello.boot_id == known.boot_id:
+                self._send(schema.Goodbye("closed", "this link was to be resumed, and no other one made"))
+                self._close("fail", LinkLost("the link is not known to the peer any more"))
+                return
         self.peer = hello
-        self.link_id = hello.link_id or self.link_id
+        if self.role == "dialler":
+            self.link_id = hello.link_id
         self.state = states.SESSION[self.state, "recv hello"]
         self._reader.limit = self._config.max_message_bytes
         if self.role == "acceptor":
             self._send(self._hello)
-        if again:
+        if known is None:
+            self._events.append(events.HelloDone(hello))
+        elif resumed:
             self._expects_resume = True
             self._events.append(events.Resumed(hello))
             self._send_resume()
         else:
-            self._events.append(events.HelloDone(hello))
-
-    def _check_resumes(self, hello: schema.Hello) -> None:
-        assert self.peer is not None
-        if hello.boot_id != self.peer.boot_id:
-            raise ProtocolError("the peer is not the one that this link was made with")
-        if hello.link_id != self.link_id:
-            raise ProtocolError("the peer resumes another link")
+            self._start_over(now, hello)
 
     # --- helpers --------------------------------------------------------------------------------------------------
 

@@ -79,6 +79,9 @@ _ENDING: dict[tuple[Transfer, str], Transfer] = {
 OUTGOING: dict[tuple[Transfer, str], Transfer] = _ENDING | {
     (Transfer.OFFERED, "recv grant"): Transfer.ACTIVE,
     (Transfer.OFFERED, "recv refuse"): Transfer.OVER,
+    # The peer has restarted: it is offered once more.
+    (Transfer.OFFERED, "start over"): Transfer.OFFERED,
+    (Transfer.ACTIVE, "start over"): Transfer.OFFERED,
     # A grant or a refusal may have crossed our abort.
     (Transfer.DRAINING, "recv grant"): Transfer.DRAINING,
     (Transfer.DRAINING, "recv refuse"): Transfer.OVER,

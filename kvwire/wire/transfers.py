@@ -32,6 +32,8 @@ class Entry:
     due: float
     deadline_s: float
     klass: int
+    ends: float = math.inf
+    """When it has taken too long, however often it is offered; infinity before the first grant."""
     grant: Grant | None = None
     outcome: Outcome = "aborted"
     """What is remembered of it once it is over."""
@@ -117,9 +119,20 @@ class Transfers:
             del self._entries[transfer]
             self._remember(transfer, entry.outcome)
         elif state is not entry.state:
-            waits = {Transfer.ACTIVE: entry.deadline_s, Transfer.DRAINING: DRAIN_S}
-            entry.due = now + waits.get(state, math.inf)  # QUIETING ends when this side says so
+            if state is Transfer.ACTIVE:
+                entry.ends = min(entry.ends, now + entry.deadline_s)
+            # QUIETING ends when this side says so.
+            entry.due = {Transfer.DRAINING: now + DRAIN_S, Transfer.QUIETING: math.inf}.get(state, entry.ends)
         entry.state = state
+        return entry
+
+    def start_over(self, now: float, transfer: int, again: int) -> Entry:
+        """The peer knows nothing of a transfer, which is offered once more with the id `again`."""
+        entry = self.step(now, transfer, "start over")
+        entry.grant = None
+        del self._entries[transfer]
+        self._entries[again] = entry
+        self.come(again)
         return entry
 
     def _remember(self, transfer: int, outcome: Outcome) -> None:

@@ -1,6 +1,7 @@
 """Two nodes joined over loopback, caches to move between them, and what must be left when they close."""
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence, Sized
 from contextlib import asynccontextmanager
@@ -101,6 +102,14 @@ def same(source: Caches, target: Caches, only: Mapping[str, Iterable[int]] | Non
         for layer in source.pages[name].spec.layers:
             assert np.array_equal(source.rows(name, layer, blocks), target.rows(name, layer, blocks)), (name, layer)
     assert target.untouched(wanted)
+
+
+def digest(caches: Caches) -> str:
+    """Of every block on offer."""
+    found = hashlib.sha256()
+    for name, layer in caches.manifest.segments():
+        found.update(caches.rows(name, layer).tobytes())
+    return found.hexdigest()
 
 
 @dataclass

@@ -1,26 +1,31 @@
 """A peer in a process of its own, to be stopped or killed: grants every offer it gets, or makes one.
 
-`python -m tests.net.peer_process receive` serves and prints its port; `... send PORT` dials and offers. Either says
-what it has done in a line each, and then waits to be ended.
+`python -m tests.net.peer_process receive [PORT]` serves and prints its port; `... send PORT` dials and offers. Either
+says what it has done in a line each, and then waits to be ended.
 """
 
 import asyncio
 import sys
 
-from kvwire import Config, Node
+from kvwire import Config, Incoming, Node
 from tests.net import kit
 
 
-async def receive() -> None:
-    node = await Node.serve("127.0.0.1", 0, Config(lanes=2))
+async def receive(port: int) -> None:
+    node = await Node.serve("127.0.0.1", port, Config(lanes=2))
     print(node.port, flush=True)
     held = []
     while True:
         incoming = await node.accept()
         target = kit.Caches(incoming.manifest)
         await incoming.grant(target.at())
-        held.append((incoming, target))
+        held.append((target, asyncio.create_task(say_when_whole(incoming, target))))
         print("granted", flush=True)
+
+
+async def say_when_whole(incoming: Incoming, target: kit.Caches) -> None:
+    await incoming.committed()
+    print("committed", kit.digest(target), flush=True)
 
 
 async def send(port: int) -> None:
@@ -35,4 +40,5 @@ async def send(port: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(receive() if sys.argv[1] == "receive" else send(int(sys.argv[2])))
+    run = {"receive": receive, "send": send}[sys.argv[1]]
+    asyncio.run(run(int(sys.argv[2]) if len(sys.argv) > 2 else 0))

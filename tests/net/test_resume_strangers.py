@@ -11,7 +11,6 @@ from kvwire import Config, LinkLost, Node, wire
 from kvwire.wire import schema
 from tests.net import kit
 from tests.net.kit import joined
-from tests.net.proxy import proxied
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -38,22 +37,21 @@ async def stranger(node: Node, *said: bytes) -> AsyncIterator[list[schema.Messag
             await writer.wait_closed()
 
 
-async def test_a_stranger_that_knows_the_link_s_name() -> None:
+@pytest.mark.parametrize("known", [False, True])
+async def test_a_stranger_that_asks_for_a_link(known: bool) -> None:
+    """Whether it is there or not: the answer names a new one, and the other stays whose it is."""
     async with joined() as pair:
-        name = pair.link._session.link_id
-        async with stranger(pair.server, schema.encode(hello(name))) as answer:
-            (goodbye,) = answer
-            assert isinstance(goodbye, schema.Goodbye)
-            assert (goodbye.code, "not known here" in goodbye.reason) == ("forgotten", True)
+        name = pair.link._session.link_id if known else b"?" * 16
+        goodbye = schema.encode(schema.Goodbye("closed", "not that one"))
+        async with stranger(pair.server, schema.encode(hello(name)), goodbye) as answer:
+            greeting, *tickets = answer
+            assert isinstance(greeting, schema.Hello)
+            assert greeting.link_id not in (name, pair.link._session.link_id)
+            assert {type(message) for message in tickets} <= {schema.LaneTicket}
+        await kit.eventually(lambda: len(pair.server.links) == 1, "the stranger's link to be gone")
         assert not pair.link.suspended
         assert not pair.back.suspended
         await kit.still_works(pair)
-
-
-async def test_a_link_that_is_not_known() -> None:
-    async with joined() as pair, stranger(pair.server, schema.encode(hello(b"?" * 16))) as answer:
-        assert [type(message) for message in answer] == [schema.Goodbye]
-        assert len(pair.server.links) == 1
 
 
 @pytest.mark.parametrize(
@@ -100,27 +98,3 @@ async def test_the_same_node_takes_a_link_over_that_still_seems_up() -> None:
         await incoming.committed()
         kit.same(source, target)
         await kit.still_works(pair)
-
-
-async def test_a_receiver_that_restarts_has_forgotten_everything() -> None:
-    config = Config(lanes=2)
-    async with await Node.start(config) as client:
-        first = await Node.serve("127.0.0.1", 0, config)
-        with proxied(first.port) as proxy:
-            link = await client.connect("127.0.0.1", proxy.port)
-            offer = kit.manifest("r")
-            source, target = kit.Caches(offer, filled=True), kit.Caches(offer)
-            task, incoming = await kit.offered(link, first, offer, source)
-            await incoming.grant(target.at())
-            out = await task
-            proxy.cut()
-            await first.close()
-            async with await Node.serve("127.0.0.1", 0, config) as second:
-                proxy.target = second.port
-                proxy.heal()
-                with pytest.raises(LinkLost, match="not known here"):
-                    await out.committed()
-                assert link.closed
-                source.check_free()
-                again = await client.connect("127.0.0.1", proxy.port)
-                await kit.move(again, second, "again")

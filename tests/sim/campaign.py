@@ -83,7 +83,7 @@ def _of_resumption(state: object, what: str) -> bool:
     a hello is their lot too: without it they happen once or twice in 500 seeds, and are not waited for.
     """
     rare = state is Session.GREETING and what in ("recv goodbye", "time out")
-    return rare or state is Session.SUSPENDED or what in ("lose", "recv over")
+    return rare or state is Session.SUSPENDED or what in ("lose", "recv over", "start over")
 
 
 def seeds_from_environment() -> range:

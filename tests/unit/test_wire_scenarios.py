@@ -13,6 +13,7 @@ from kvwire import LinkLost
 from kvwire.wire import Session, events, states
 from tests.unit.test_wire_loss import LOSSES
 from tests.unit.test_wire_meanwhile import MEANWHILES
+from tests.unit.test_wire_restart import RESTARTS
 from tests.unit.wire_pair import CONFIG, Pair, act, drain, make_manifest, only, whole
 
 MANIFEST = make_manifest()
@@ -237,6 +238,6 @@ def test_scenarios_take_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
     tables = {name: Walked(getattr(states, name)) for name in ("SESSION", "OUTGOING", "INCOMING")}
     for name, table in tables.items():
         monkeypatch.setattr(states, name, table)
-    for scenario in (*SCENARIOS.values(), *LOSSES.values(), *MEANWHILES.values()):
+    for scenario in (*SCENARIOS.values(), *LOSSES.values(), *MEANWHILES.values(), *RESTARTS.values()):
         scenario()
     assert {name: set(table) - table.taken for name, table in tables.items()} == {name: set() for name in tables}

@@ -15,7 +15,7 @@ from kvwire.wire.states import INCOMING, OUTGOING, SESSION, Transfer
 from tests.unit.wire_pair import HELLO, Pair, drain, make_manifest, messages, only, whole
 
 MANIFEST = make_manifest()
-LOSS = {"lose", "recv over"}  # tests of their own
+LOSS = {"lose", "recv over", "start over"}  # tests of their own
 WHATS = sorted({what for table in (OUTGOING, INCOMING) for _, what in table} - LOSS)
 SIDES = ("outgoing", "incoming")
 TABLES = {"outgoing": OUTGOING, "incoming": INCOMING}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import time
 from typing import TYPE_CHECKING, cast
@@ -18,7 +19,8 @@ REDIAL_FIRST_S = 0.05
 REDIAL_LONGEST_S = 2.0
 """A lane that was lost is dialled again at once, then at growing intervals."""
 REDIAL_CONTROL_S = 0.5
-"""Longest interval for the control connection: nothing moves without it."""
+"""Longest interval for the control connection, as nothing moves without it; and how long it has to be up before the
+next loss is followed by a redial at once: a peer that hangs up as soon as it has greeted is not to be stormed."""
 REDIAL_ATTEMPT_S = 1.0
 """Longest wait for one attempt. A fresh one is at the peer before TCP tries a lost SYN for the second time."""
 
@@ -36,6 +38,8 @@ class Dialler:
         self._redials = 0
         self._dialling: set[asyncio.Task[None]] = set()
         self._redialling: asyncio.Task[None] | None = None
+        self._redialled_at = self._up_at = -math.inf
+        self._pause_s = 0.0
         self._settled = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self.all_up = asyncio.Event()
@@ -92,21 +96,26 @@ class Dialler:
         """The connection is lost: dial it again until the link is resumed or given up."""
         self._drop()
         self._settled.set()
+        if self._link.loop.time() > self._up_at + REDIAL_CONTROL_S:
+            self._pause_s = 0.0
         if self._redialling is None:
             self._redialling = self._link._spawn(self._redial())
 
     def resumed(self) -> None:
         """The link is up again."""
         self._redials = 0
+        self._up_at = self._link.loop.time()
         self._settled.set()
 
     async def _redial(self) -> None:
-        link, pause_s, attempts = self._link, REDIAL_FIRST_S, 0
+        link, attempts = self._link, 0
         while link.suspended:
+            await asyncio.sleep(max(0.0, self._redialled_at + self._pause_s - link.loop.time()))
+            self._redialled_at = link.loop.time()
+            self._pause_s = min(max(2 * self._pause_s, REDIAL_FIRST_S), REDIAL_CONTROL_S)
             # The host that answered before, and, should it have another address now, what its name says.
             where = self._name if attempts % 4 == 3 else self._address
             attempts += 1
-            begun = link.loop.time()
             try:
                 sock = await sockets.dial(*where, REDIAL_ATTEMPT_S, link.config.local_addresses)
                 try:
@@ -117,8 +126,6 @@ class Dialler:
                     sock.close()
                     raise
             except (KvwireError, OSError):  # TimeoutError is one too
-                await asyncio.sleep(max(0.0, begun + pause_s - link.loop.time()))
-                pause_s = min(2 * pause_s, REDIAL_CONTROL_S)
                 continue
             self._settled.clear()
             link._resume(sock)

@@ -21,7 +21,9 @@ from kvwire import (
     Outgoing,
     PeerAborted,
     ReadyError,
+    wire,
 )
+from kvwire.wire import schema
 from tests.net import kit
 from tests.net.kit import Caches, manifest, ready_all, same
 from tests.net.proxy import Proxy, proxied
@@ -332,4 +334,37 @@ async def test_threads_that_make_blocks_ready_meanwhile() -> None:
             await asyncio.sleep(0.01)
         enough.set()
         await asyncio.gather(*threads)
+        await there.whole(out, incoming, source, target)
+
+
+async def test_a_peer_that_hangs_up_as_soon_as_it_has_greeted() -> None:
+    """It is dialled again ever more slowly, as one that does not answer is."""
+    lives = 0
+
+    async def greets(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal lives
+        lives += 1
+        life = lives.to_bytes(16, "little")
+        hello = schema.Hello(life, bytes(32), life, "weary", 0, 4, 65536)
+        writer.write(wire.control_preamble() + schema.encode(hello))
+        await reader.readexactly(wire.PREAMBLE_BYTES + 100)
+        writer.close()
+
+    async with scene() as there:
+        offer = manifest("r")
+        source, target = Caches(offer, filled=True), Caches(offer)
+        out, _ = await kit.granted(there.link, there.server, offer, source, target)
+        await there.die()
+        weary = await asyncio.start_server(greets, "127.0.0.1", 0)
+        there.proxy.target = weary.sockets[0].getsockname()[1]
+        there.proxy.heal()
+        await kit.eventually(lambda: lives, "the first attempt")
+        await asyncio.sleep(1.0)
+        assert 2 < lives < 12
+        weary.close()
+        await weary.wait_closed()
+        await there.live()
+        incoming = await there.server.accept()
+        await incoming.grant(target.at())
+        ready_all(out)
         await there.whole(out, incoming, source, target)

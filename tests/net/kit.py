@@ -26,6 +26,7 @@ from kvwire import (
     Receipt,
     Slots,
 )
+from tests.net.proxy import Proxy, proxied
 
 POISON = 0xA5
 PATIENCE_S = 20.0
@@ -164,6 +165,15 @@ async def joined(
     await eventually(lambda: asyncio.all_tasks() <= tasks, lambda: asyncio.all_tasks() - tasks)
 
 
+@asynccontextmanager
+async def through_proxy(config: Config | None = None) -> AsyncIterator[tuple[Pair, Proxy]]:
+    """A server, a client, and a link between them that goes through a proxy."""
+    config = config or Config(lanes=2)
+    async with await Node.serve("127.0.0.1", 0, config) as server, await Node.start(config) as client:
+        with proxied(server.port) as proxy:
+            yield Pair(server, client, await client.connect("127.0.0.1", proxy.port)), proxy
+
+
 async def eventually(condition: Callable[[], object], what: object) -> None:
     """Wait for something that the other side, or a thread, does by itself. `what` may be a function."""
     until = time.monotonic() + PATIENCE_S
@@ -193,6 +203,34 @@ def ready_all(out: Outgoing) -> None:
     for name, layer in out.manifest.segments():
         if out.granted[name]:
             out.ready(name, layer)
+
+
+async def half_sent(pair: Pair, offer: Manifest) -> tuple[Outgoing, Incoming, Caches, Caches]:
+    """A transfer of which every second layer has landed."""
+    source, target = Caches(offer, filled=True), Caches(offer)
+    out, incoming = await granted(pair.link, pair.server, offer, source, target)
+    segments = offer.segments()[::2]
+    for name, layer in segments:
+        out.ready(name, layer)
+    for name, layer in segments:
+        await incoming.wait_layer(name, layer)
+    return out, incoming, source, target
+
+
+def ready_rest(out: Outgoing) -> None:
+    """The layers that `half_sent` left."""
+    for name, layer in out.manifest.segments()[1::2]:
+        out.ready(name, layer)
+
+
+async def finish(out: Outgoing, incoming: Incoming, source: Caches, target: Caches) -> None:
+    """The other half of what `half_sent` began, to the end."""
+    ready_rest(out)
+    await out.committed()
+    await incoming.committed()
+    same(source, target)
+    source.check_free()
+    target.check_free()
 
 
 async def move(link: Link, node: Node, request_id: str, seed: int = 1) -> tuple[Receipt, Receipt]:

@@ -17,6 +17,7 @@ import numpy as np
 
 T = TypeVar("T")
 Kind = Literal["control", "lane", "other"]
+Way = Literal["up", "down"]
 CHUNK_BYTES = 64 * 1024
 MAGICS: dict[bytes, Kind] = {b"KVWC": "control", b"KVWL": "lane"}
 
@@ -29,7 +30,7 @@ class Connection:
     there: socket.socket
     kind: Kind = "other"
     tasks: list["asyncio.Task[None]"] = field(default_factory=list)
-    forwarded: dict[str, int] = field(default_factory=lambda: {"up": 0, "down": 0})
+    forwarded: dict[Way, int] = field(default_factory=lambda: {"up": 0, "down": 0})
 
 
 class Proxy:
@@ -40,13 +41,15 @@ class Proxy:
         self.connections: list[Connection] = []
         self.accepted = 0
         self.rate_Bps: float | None = None
+        """What passes in all, over all connections and both ways."""
+        self._due = 0.0  # when what was let through so far has passed at that rate
         self._open = True
-        self._stalled_way: str | None = None  # None: both
+        self._stalls: list[tuple[Connection | None, Kind | None, Way | None]] = []  # None: any
         self._loop = asyncio.new_event_loop()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
         self._listener.setblocking(False)
         self.port: int = self._listener.getsockname()[1]
-        self._go: asyncio.Event | None = None
+        self._healed = asyncio.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -85,35 +88,45 @@ class Proxy:
 
     def heal(self) -> None:
         """Connections are taken, and bytes forwarded, again."""
-        self._open = True
-        self._stalled_way = None
-        self._set_flowing(True)
 
-    def stall(self) -> None:
-        """Nothing is forwarded any more, and nothing says so."""
-        self._set_flowing(False)
+        async def work() -> None:
+            self._open = True
+            self._stalls.clear()
+            self._healed.set()
 
-    def stall_down(self) -> None:
-        """What the target says is not forwarded any more; what is said to it is."""
-        self._stalled_way = "down"
-        self._set_flowing(False)
+        self._call(work())
+
+    def stall(self, kind: Kind | None = None, way: Way | None = None) -> None:
+        """Nothing is forwarded any more, and nothing says so: of a kind, of one way, and also by new connections.
+
+        "up" is to the target, "down" from it; None: all.
+        """
+        self._stall(None, kind, way)
+
+    def stall_one(self, kind: Kind, way: Way) -> None:
+        """As `stall`, of one connection."""
+        self._stall(next(each for each in self.connections if each.kind == kind), None, way)
 
     # --- how it does it -------------------------------------------------------------------------------------------
 
-    def _set_flowing(self, flows: bool) -> None:
+    def _stall(self, connection: Connection | None, kind: Kind | None, way: Way | None) -> None:
         async def work() -> None:
-            assert self._go is not None
-            self._go.set() if flows else self._go.clear()
+            self._stalls.append((connection, kind, way))
+            self._healed.clear()
 
         self._call(work())
+
+    def _stalled(self, connection: Connection, way: Way) -> bool:
+        here = connection, connection.kind, way
+        return any(
+            all(stalled in (None, it) for stalled, it in zip(stall, here, strict=True)) for stall in self._stalls
+        )
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._go = asyncio.Event()
-        self._go.set()
         self._accepting = self._loop.create_task(self._accept())
         self._loop.run_forever()
         self._loop.close()
@@ -150,16 +163,16 @@ class Proxy:
             self._loop.create_task(self._forward(connection, there, here, "down")),
         ]
 
-    async def _forward(self, connection: Connection, source: socket.socket, target: socket.socket, way: str) -> None:
-        assert self._go is not None
+    async def _forward(self, connection: Connection, source: socket.socket, target: socket.socket, way: Way) -> None:
         try:
             while data := await self._loop.sock_recv(source, CHUNK_BYTES):
                 if way == "up" and not connection.forwarded["up"]:
                     connection.kind = MAGICS.get(data[:4], "other")
-                if self._stalled_way in (None, way):
-                    await self._go.wait()
+                while self._stalled(connection, way):
+                    await self._healed.wait()
                 if self.rate_Bps:
-                    await asyncio.sleep(len(data) / self.rate_Bps)
+                    self._due = max(self._due, self._loop.time()) + len(data) / self.rate_Bps
+                    await asyncio.sleep(self._due - self._loop.time())
                 await self._loop.sock_sendall(target, data)
                 connection.forwarded[way] += len(data)
             target.shutdown(socket.SHUT_WR)

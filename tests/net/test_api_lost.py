@@ -1,18 +1,15 @@
 """Lost lanes are replaced and lose nothing; a link that is not resumed ends its transfers, soon and by name."""
 
 import asyncio
-import contextlib
 import signal
 import socket
-import sys
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from kvwire import CommitUnknown, Config, DType, GroupKind, GroupSpec, LinkLost, Node
 from tests.net import kit
 from tests.net.kit import Caches, granted, joined, manifest, same
+from tests.net.peers import another_process, line, stopped
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -74,39 +71,11 @@ async def test_while_no_lane_is_up_a_transfer_waits() -> None:
 # --- links ----------------------------------------------------------------------------------------------------
 
 
-@contextlib.asynccontextmanager
-async def another_process(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    command = (sys.executable, "-m", "tests.net.peer_process", *arguments)
-    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.communicate()
-
-
-async def line(process: asyncio.subprocess.Process) -> str:
-    assert process.stdout is not None
-    return (await process.stdout.readline()).decode().strip()
-
-
-async def stopped(process: asyncio.subprocess.Process) -> None:
-    """Stop it, with all its threads."""
-
-    def states() -> set[str]:
-        threads = Path(f"/proc/{process.pid}/task").iterdir()
-        return {(thread / "stat").read_text().rpartition(") ")[2][0] for thread in threads}
-
-    process.send_signal(signal.SIGSTOP)
-    await kit.eventually(lambda: states() == {"T"}, states)
-
-
 @pytest.mark.parametrize("done", ["nothing", "half", "all"])
 async def test_the_receiver_s_process_is_killed(done: str) -> None:
     offer = manifest("killed")
     source = Caches(offer, filled=True)
-    async with another_process("receive") as process, await Node.start(NOT_RESUMED) as node:
+    async with another_process("peer_process", "receive") as process, await Node.start(NOT_RESUMED) as node:
         link = await node.connect("127.0.0.1", int(await line(process)))
         out = await link.offer(offer, source.at())
         assert await line(process) == "granted"
@@ -136,7 +105,7 @@ async def test_the_receiver_s_process_is_killed(done: str) -> None:
 
 async def test_the_sender_s_process_is_killed() -> None:
     async with await Node.serve("127.0.0.1", 0, NOT_RESUMED) as node:
-        async with another_process("send", str(node.port)) as process:
+        async with another_process("peer_process", "send", str(node.port)) as process:
             incoming = await node.accept()
             target = Caches(incoming.manifest)
             await incoming.grant(target.at())
@@ -156,7 +125,7 @@ async def test_the_sender_s_process_is_killed() -> None:
 
 async def test_a_peer_that_stands_still_is_not_given_up() -> None:
     """Its kernel answers, so it is alive: when it goes on, so does the transfer."""
-    async with another_process("receive") as process:
+    async with another_process("peer_process", "receive") as process:
         port = int(await line(process))
         async with await Node.start(Config(lanes=1, ping_interval_s=0.05)) as node:
             link = await node.connect("127.0.0.1", port)

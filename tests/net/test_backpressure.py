@@ -1,18 +1,32 @@
 """A peer that takes less than is made ready: `ready` says so, or `wait_ready` waits; memory stays bounded."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
-from kvwire import Closed, Config, DType, GroupSpec, Outgoing, QueueFull
+from kvwire import Closed, Config, DType, GroupSpec, Incoming, Outgoing, QueueFull
 from tests.net import kit
-from tests.net.kit import Caches, same
-from tests.net.test_resume import through_proxy
+from tests.net.kit import Caches, same, through_proxy
+from tests.net.proxy import Proxy
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 FEW = Config(lanes=2, max_queued_runs=4)
 SPEC = GroupSpec.attention("full", range(64), DType.BF16, block_tokens=16, heads=8, head_dim=128)
+
+
+@asynccontextmanager
+async def one_transfer(
+    config: Config, spec: GroupSpec
+) -> AsyncIterator[tuple[kit.Pair, Proxy, Outgoing, Incoming, Caches, Caches]]:
+    """A transfer through a proxy, of which nothing is ready yet."""
+    offer = kit.manifest("r", (spec,))
+    source, target = Caches(offer, filled=True), Caches(offer)
+    async with through_proxy(config) as (pair, proxy):
+        out, incoming = await kit.granted(pair.link, pair.server, offer, source, target)
+        yield pair, proxy, out, incoming, source, target
 
 
 async def fill(out: Outgoing) -> tuple[int, "asyncio.Task[None]"]:
@@ -26,10 +40,7 @@ async def fill(out: Outgoing) -> tuple[int, "asyncio.Task[None]"]:
 
 
 async def test_ready_says_that_the_queue_is_full_and_wait_ready_waits() -> None:
-    async with through_proxy(FEW) as (pair, proxy):
-        offer = kit.manifest("r", (SPEC,))
-        source, target = Caches(offer, filled=True), Caches(offer)
-        out, incoming = await kit.granted(pair.link, pair.server, offer, source, target)
+    async with one_transfer(FEW, SPEC) as (pair, proxy, out, incoming, source, target):
         proxy.stall()
         layer, waiting = await fill(out)
         assert pair.link.engine_link.queued_runs == 4
@@ -46,10 +57,7 @@ async def test_ready_says_that_the_queue_is_full_and_wait_ready_waits() -> None:
 
 
 async def test_waiting_ends_with_the_transfer() -> None:
-    async with through_proxy(FEW) as (pair, proxy):
-        offer = kit.manifest("r", (SPEC,))
-        source, target = Caches(offer, filled=True), Caches(offer)
-        out, _ = await kit.granted(pair.link, pair.server, offer, source, target)
+    async with one_transfer(FEW, SPEC) as (_, proxy, out, _, source, _):
         proxy.stall()
         _, waiting = await fill(out)
         await out.abort("enough")
@@ -59,10 +67,7 @@ async def test_waiting_ends_with_the_transfer() -> None:
 
 
 async def test_one_call_is_never_too_much_for_an_empty_queue() -> None:
-    async with through_proxy(Config(lanes=2, max_queued_runs=1)) as (pair, _):
-        offer = kit.manifest("r", (kit.FULL,))
-        source, target = Caches(offer, filled=True), Caches(offer)
-        out, _ = await kit.granted(pair.link, pair.server, offer, source, target)
+    async with one_transfer(Config(lanes=2, max_queued_runs=1), kit.FULL) as (_, _, out, _, source, target):
         await out.wait_ready("full", 0, [0, 2, 4, 6, 8, 10, 12])
         await out.wait_ready("full", 0, [1, 3, 5, 7, 9, 11])
         await out.wait_ready("full", 1)

@@ -2,8 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 
@@ -12,57 +10,22 @@ from kvwire import (
     CommitUnknown,
     Config,
     DeadlineExceeded,
-    Incoming,
     Link,
     LinkLost,
-    Manifest,
     Node,
     OfferRefused,
-    Outgoing,
     PeerAborted,
 )
 from tests.net import kit
-from tests.net.kit import Caches, ready_all, same
-from tests.net.proxy import Proxy, proxied
+from tests.net.kit import Caches, finish, half_sent, ready_all, ready_rest, same, through_proxy
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
-
-
-@asynccontextmanager
-async def through_proxy(config: Config | None = None) -> AsyncIterator[tuple[kit.Pair, Proxy]]:
-    """A server, a client, and a link between them that goes through a proxy."""
-    config = config or Config(lanes=2)
-    async with await Node.serve("127.0.0.1", 0, config) as server, await Node.start(config) as client:
-        with proxied(server.port) as proxy:
-            yield kit.Pair(server, client, await client.connect("127.0.0.1", proxy.port)), proxy
 
 
 async def up(pair: kit.Pair) -> None:
     await kit.eventually(
         lambda: not pair.link.suspended and pair.link.lanes == 2 and not pair.back.suspended, lambda: pair.link
     )
-
-
-async def half_sent(pair: kit.Pair, offer: Manifest) -> tuple[Outgoing, Incoming, Caches, Caches]:
-    """A transfer of which every second layer has landed."""
-    source, target = Caches(offer, filled=True), Caches(offer)
-    out, incoming = await kit.granted(pair.link, pair.server, offer, source, target)
-    segments = offer.segments()
-    for name, layer in segments[::2]:
-        out.ready(name, layer)
-    for name, layer in segments[::2]:
-        await incoming.wait_layer(name, layer)
-    return out, incoming, source, target
-
-
-async def finish(out: Outgoing, incoming: Incoming, source: Caches, target: Caches) -> None:
-    for name, layer in out.manifest.segments()[1::2]:
-        out.ready(name, layer)
-    await out.committed()
-    await incoming.committed()
-    same(source, target)
-    source.check_free()
-    target.check_free()
 
 
 async def test_a_transfer_outlives_its_connections() -> None:
@@ -84,8 +47,7 @@ async def test_what_becomes_ready_while_the_link_is_down() -> None:
         out, incoming, source, target = await half_sent(pair, kit.manifest("r", kit.FIVE, attachment=True))
         proxy.cut()
         await kit.eventually(lambda: pair.link.suspended and pair.back.suspended, "both to notice")
-        for name, layer in out.manifest.segments()[1::2]:
-            out.ready(name, layer)
+        ready_rest(out)
         out.attach({"token": 7})
         assert out.state == "active"
         proxy.heal()
@@ -170,8 +132,7 @@ async def test_a_receipt_that_was_lost_is_learnt() -> None:
     async with through_proxy() as (pair, proxy):
         out, incoming, source, target = await half_sent(pair, kit.manifest("r", kit.FIVE))
         proxy.stall()
-        for name, layer in out.manifest.segments()[1::2]:
-            out.ready(name, layer)
+        ready_rest(out)
         await asyncio.sleep(0.05)
         proxy.cut()
         await kit.eventually(lambda: pair.link.suspended and pair.back.suspended, "both to notice")
@@ -232,7 +193,7 @@ async def test_what_became_of_a_transfer_whose_link_is_gone() -> None:
         )
         out, incoming = await kit.granted(pair.link, pair.server, done, sources[0], targets[0])
         out2, _ = await kit.granted(pair.link, pair.server, given_up, sources[1], targets[1])
-        proxy.stall_down()
+        proxy.stall(way="down")
         ready_all(out)
         await incoming.committed()
         out2.ready("full", 0)

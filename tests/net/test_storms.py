@@ -15,9 +15,8 @@ import pytest
 
 from kvwire import Config, DType, GroupKind, GroupSpec, Incoming, KvwireError, Link, Node
 from tests.net import kit
-from tests.net.kit import POISON, Caches, same
+from tests.net.kit import POISON, Caches, same, through_proxy
 from tests.net.namespaces import black_hole, entered, needs_namespaces, two_hosts
-from tests.net.test_resume import through_proxy
 
 STORM_S = float(os.environ.get("KVWIRE_STORM_S", "3"))
 MOST_RESENT = 0.02
@@ -46,12 +45,8 @@ async def keep_moving(
         number += 1
         offer = kit.manifest(f"{who}-{number}", specs)
         source, target = Caches(offer, filled=True, seed=number), Caches(offer, seed=number + 1)
-        offering = asyncio.create_task(link.offer(offer, source.at()))
-        incoming = await node.accept()
-        await incoming.grant(target.at())
-        out = await offering
-        for name, layer in offer.segments():
-            out.ready(name, layer)
+        out, incoming = await kit.granted(link, node, offer, source, target)
+        kit.ready_all(out)
         await out.committed()
         await incoming.committed()
         same(source, target)
@@ -106,18 +101,10 @@ async def test_everything_is_down_and_comes_back() -> None:
     """10 s without a network: within 2 s of its return the transfer goes on, and only with what had not landed."""
     away_s = 10.0 if STORM_S >= 60 else 1.0
     async with through_proxy(Config(lanes=2)) as (pair, proxy):
-        offer = kit.manifest("r", SPECS)
-        source, target = Caches(offer, filled=True), Caches(offer)
-        out, incoming = await kit.granted(pair.link, pair.server, offer, source, target)
-        segments = offer.segments()
-        for name, layer in segments[::2]:
-            out.ready(name, layer)
-        for name, layer in segments[::2]:
-            await incoming.wait_layer(name, layer)
+        out, incoming, source, target = await kit.half_sent(pair, kit.manifest("r", SPECS))
         landed = incoming.progress[0]
         proxy.cut()
-        for name, layer in segments[1::2]:
-            out.ready(name, layer)
+        kit.ready_rest(out)
         await asyncio.sleep(away_s)
         assert incoming.progress[0] == landed
         proxy.heal()

@@ -14,6 +14,7 @@ cdef void insert_out(link_t *link, out_t *t) noexcept nogil
 cdef void insert_in(link_t *link, in_t *t) noexcept nogil
 cdef void remove_out(link_t *link, out_t *t) noexcept nogil
 cdef void remove_in(link_t *link, in_t *t) noexcept nogil
+cdef void out_empty(out_t *t) noexcept nogil
 cdef void out_unref(out_t *t) noexcept nogil
 cdef void in_unref(in_t *t) noexcept nogil
 cdef void out_end(out_t *t, state_t state) noexcept nogil

@@ -10,7 +10,7 @@ from posix.unistd cimport close, write
 from kvwire._ext.core cimport *
 from kvwire._ext.lanelog cimport entry_t, log_free, log_pop
 from kvwire._ext.ledger cimport ledger_free
-from kvwire._ext.sendqueue cimport queue_push, run_t
+from kvwire._ext.sendqueue cimport queue_push, queue_remove, run_t
 
 
 cdef extern from "<sys/epoll.h>" nogil:
@@ -129,17 +129,27 @@ cdef void remove_in(link_t *link, in_t *t) noexcept nogil:
         at = &at[0].next
 
 
+cdef void out_empty(out_t *t) noexcept nogil:
+    """Give back what only its handle and its readers need. A lane's log may hold the rest until the peer acknowledges."""
+    free(t.segment)
+    free(t.attachment)
+    free(t.unready)
+    free(t.first_cell)
+    free(t.block_ready)
+    free(t.first_block)
+    t.segment = NULL
+    t.attachment = NULL
+    t.unready = NULL
+    t.first_cell = NULL
+    t.block_ready = NULL
+    t.first_block = NULL
+
+
 cdef void out_unref(out_t *t) noexcept nogil:
     t.refs -= 1
     if t.refs == 0:
         pthread_cond_destroy(&t.changed)
         pthread_mutex_destroy(&t.ready_lock)
-        free(t.segment)
-        free(t.attachment)
-        free(t.unready)
-        free(t.first_cell)
-        free(t.block_ready)
-        free(t.first_block)
         free(t)
 
 
@@ -155,9 +165,12 @@ cdef void in_unref(in_t *t) noexcept nogil:
 
 
 cdef void out_end(out_t *t, state_t state) noexcept nogil:
-    """The transfer is over. Its runs in the queue are dropped when they are claimed."""
+    """The transfer is over. Runs in the queue are dropped when they are claimed; those of an aborted one at once, for a
+    lane may never come for them. That looks through the queue, which is as long as Config.max_queued_runs has it."""
     if t.state == ACTIVE:
         t.state = state
+        if state == ABORTED:
+            t.refs -= <int>queue_remove(&t.link.queue, t)   # its handle holds it still
         remove_out(t.link, t)
         pthread_cond_broadcast(&t.changed)
         mark_dirty(t.link.engine, &t.dirty)

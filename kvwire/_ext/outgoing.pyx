@@ -7,7 +7,7 @@ from libc.string cimport memcpy, memset
 from kvwire._ext.core cimport *
 from kvwire._ext.handles cimport check_cell, copy_segments, deadline_in, init_condition
 from kvwire._ext.lanes cimport EngineLink
-from kvwire._ext.link cimport forget_dirty, insert_out, out_end, out_unref, signal_engine, wake_all
+from kvwire._ext.link cimport forget_dirty, insert_out, out_empty, out_end, out_unref, signal_engine, wake_all
 from kvwire._ext.sendqueue cimport queue_push, run_t
 
 from kvwire._ext.handles import STATES
@@ -320,5 +320,6 @@ cdef class OutTransfer:
             out_end(t, ABORTED)
             while t.readers:
                 pthread_cond_wait(&t.changed, lock)
+            out_empty(t)
             out_unref(t)
             pthread_mutex_unlock(lock)

@@ -17,6 +17,7 @@ cdef struct queue_t:
 
 cdef int queue_push(queue_t *q, const run_t *run) noexcept nogil
 cdef bint queue_claim(queue_t *q, unsigned int max_cells, run_t *out) noexcept nogil
+cdef size_t queue_remove(queue_t *q, const void *owner) noexcept nogil
 cdef void queue_free(queue_t *q) noexcept nogil
 
 cdef class SendQueue:

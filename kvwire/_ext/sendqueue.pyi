@@ -20,3 +20,6 @@ class SendQueue:
 
     def claim(self, max_cells: int) -> tuple[int, int, int, int, int] | None:
         """Take up to `max_cells` from the first run: (owner, segment, first, count, order); None when empty."""
+
+    def remove(self, owner: int) -> int:
+        """Take out all runs of an owner; returns how many there were."""

@@ -39,24 +39,26 @@ cdef int queue_push(queue_t *q, const run_t *run) noexcept nogil:
     return 0
 
 
-cdef void pop_first(queue_t *q) noexcept nogil:
-    cdef size_t at = 0, child
-    cdef run_t last
-    q.length -= 1
-    if q.length == 0:
-        return
-    last = q.heap[q.length]
+cdef void sift_down(queue_t *q, size_t at, run_t run) noexcept nogil:
+    """Put a run at `at`, or below, where what is there leaves later."""
+    cdef size_t child
     while True:
         child = 2 * at + 1
         if child >= q.length:
             break
         if child + 1 < q.length and before(&q.heap[child + 1], &q.heap[child]):
             child += 1
-        if not before(&q.heap[child], &last):
+        if not before(&q.heap[child], &run):
             break
         q.heap[at] = q.heap[child]
         at = child
-    q.heap[at] = last
+    q.heap[at] = run
+
+
+cdef void pop_first(queue_t *q) noexcept nogil:
+    q.length -= 1
+    if q.length:
+        sift_down(q, 0, q.heap[q.length])
 
 
 cdef bint queue_claim(queue_t *q, unsigned int max_cells, run_t *out) noexcept nogil:
@@ -73,6 +75,21 @@ cdef bint queue_claim(queue_t *q, unsigned int max_cells, run_t *out) noexcept n
     else:
         pop_first(q)
     return True
+
+
+cdef size_t queue_remove(queue_t *q, const void *owner) noexcept nogil:
+    """Take out all runs of an owner; returns how many there were."""
+    cdef size_t kept = 0, at, removed
+    for at in range(q.length):
+        if q.heap[at].owner != owner:
+            q.heap[kept] = q.heap[at]
+            kept += 1
+    removed = q.length - kept
+    q.length = kept
+    if removed:
+        for at in range(kept // 2, 0, -1):
+            sift_down(q, at - 1, q.heap[at - 1])
+    return removed
 
 
 cdef void queue_free(queue_t *q) noexcept nogil:
@@ -116,3 +133,6 @@ cdef class SendQueue:
         if not queue_claim(&self.c, max_cells, &run):
             return None
         return <size_t>run.owner, run.segment, run.first, run.count, run.order
+
+    def remove(self, size_t owner):
+        return queue_remove(&self.c, <void *>owner)

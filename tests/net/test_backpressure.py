@@ -66,6 +66,27 @@ async def test_waiting_ends_with_the_transfer() -> None:
         source.check_free()
 
 
+async def test_what_is_given_up_makes_room() -> None:
+    """Also where no lane takes anything: else a peer that only reads its messages would fill the queue for good."""
+    async with one_transfer(FEW, SPEC) as (pair, proxy, out, _, source, _):
+        proxy.stall("lane")
+        _, waiting = await fill(out)
+        await out.abort("enough")
+        with pytest.raises(Closed):
+            await waiting
+        assert pair.link.engine_link.queued_runs == 0
+        offer = kit.manifest("next", (SPEC,))
+        target = Caches(offer)
+        further, incoming = await kit.granted(pair.link, pair.server, offer, source, target)
+        for layer in range(FEW.max_queued_runs):
+            further.ready("full", layer)
+        proxy.heal()
+        for layer in range(FEW.max_queued_runs, 64):
+            await further.wait_ready("full", layer)
+        await incoming.committed()
+        same(source, target)
+
+
 async def test_one_call_is_never_too_much_for_an_empty_queue() -> None:
     async with one_transfer(Config(lanes=2, max_queued_runs=1), kit.FULL) as (_, _, out, _, source, target):
         await out.wait_ready("full", 0, [0, 2, 4, 6, 8, 10, 12])

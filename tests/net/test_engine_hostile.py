@@ -4,6 +4,7 @@ import resource
 import socket
 import struct
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,6 +176,27 @@ def test_noise_of_any_kind() -> None:
             closures(link)
             assert inc.cells[0] == 0
     assert target.untouched()
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def test_a_peer_that_never_acknowledges() -> None:
+    """What was sent waits for it in the lane's log; the tables of transfers that are over do not."""
+    page = np.zeros(CELL, np.uint8)
+    segment = Segment(
+        page.ctypes.data, np.zeros(1 << 18, np.int64), 1, np.array([[0, CELL, 0, 0, 1, CELL, CELL]]), CELL
+    )
+    with raw_peer() as (link, _):
+        before = resident_bytes()
+        for number in range(1, 201):
+            out = OutTransfer(link, 2 * number, [segment], CELL, False)  # tables of a megabyte
+            out.ready(0, 0, 1)
+            until(lambda sent=number: link.lane_stats()[0]["sent_frames"] == sent, "the cell to be sent")  # type: ignore[misc]
+            out.abort()
+            del out
+        assert resident_bytes() - before < 32 << 20
 
 
 def many_cells(link: EngineLink) -> tuple[OutTransfer, np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]:

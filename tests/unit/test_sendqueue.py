@@ -36,7 +36,7 @@ class SendQueueMachine(RuleBasedStateMachine):
         self.orders = 0
 
     @rule(
-        owner=st.integers(0, 2**63),
+        owner=st.one_of(st.integers(0, 3), st.integers(0, 2**63)),
         segment=st.integers(0, 2**32 - 1),
         first=st.integers(0, 1000),
         count=st.integers(1, 1000),
@@ -83,6 +83,14 @@ class SendQueueMachine(RuleBasedStateMachine):
         assert again == run.order
         self.runs.append(run)
 
+    @precondition(lambda self: self.runs)
+    @rule(data=st.data())
+    def remove(self, data: st.DataObject) -> None:
+        owner = data.draw(st.sampled_from(self.runs)).owner
+        left = [run for run in self.runs if run.owner != owner]
+        assert self.queue.remove(owner) == len(self.runs) - len(left)
+        self.runs = left
+
     @invariant()
     def same_length(self) -> None:
         assert len(self.queue) == len(self.runs)
@@ -119,6 +127,15 @@ def test_a_partial_claim_keeps_its_place() -> None:
     assert queue.claim(4) == (3, 9, 0, 1, 2)
     assert queue.claim(4) == (1, 7, 108, 2, first)
     assert claim_all(queue) == [2]
+
+
+def test_what_is_removed_leaves_the_rest_in_order() -> None:
+    queue = SendQueue()
+    for i in range(1000):
+        queue.push(i % 7, 0, i, 1, deadline_ns=1 + (i * 617) % 1000)
+    assert queue.remove(3) == 143
+    assert queue.remove(3) == queue.remove(8) == 0
+    assert claim_all(queue) == [i % 7 for i in sorted(range(1000), key=lambda i: (i * 617) % 1000) if i % 7 != 3]
 
 
 def test_grows_past_its_first_capacity() -> None:

@@ -50,7 +50,7 @@ class Link(Driver):
         self._dialler: Dialler | None = None
         self._outgoing: dict[int, Outgoing] = {}
         self._incoming: dict[int, Incoming] = {}
-        self._asked: dict[tuple[bytes, int], asyncio.Future[str]] = {}
+        self._asked: dict[asyncio.Future[str], tuple[bytes, int]] = {}  # one for each who waits
         self._offers: dict[int, Offer] = {}
         self._faults = 0
         self._error: KvwireError | None = None
@@ -129,15 +129,17 @@ class Link(Driver):
         """
         self._check_open()
         key = outgoing.link._session.link_id, outgoing.transfer_id
-        answer = self._asked.setdefault(key, self.loop.create_future())
-        self._session.ask(*key)
-        self._pump()
+        answer: asyncio.Future[str] = self.loop.create_future()
+        self._asked[answer] = key
         seconds = self.config.offer_timeout_s if timeout_s is None else timeout_s
         try:
-            return await asyncio.wait_for(asyncio.shield(answer), seconds)
+            self._session.ask(*key)
+            self._pump()
+            return await asyncio.wait_for(answer, seconds)
         except TimeoutError:
-            self._asked.pop(key, None)
             raise DeadlineExceeded(f"{self.peer} did not say what became of {outgoing!r}") from None
+        finally:
+            self._asked.pop(answer, None)
 
     async def close(self) -> None:
         """Close the link. Transfers under way end with an error; waits for local workers only."""
@@ -325,9 +327,9 @@ class Link(Driver):
                 outcome = self._node._outcome(event.link_id, event.transfer)
                 self._session.answer(event.link_id, event.transfer, outcome)
             case wire.Answered():
-                answer = self._asked.pop((event.link_id, event.transfer), None)
-                if answer is not None and not answer.done():
-                    answer.set_result(event.outcome)
+                for answer, asked in self._asked.items():
+                    if asked == (event.link_id, event.transfer) and not answer.done():
+                        answer.set_result(event.outcome)
             case wire.Closed():
                 self._lose(event.error)
             case wire.LaneClosed():
@@ -386,7 +388,7 @@ class Link(Driver):
             if not offer.granted.done():
                 offer.granted.set_exception(copy(error))
         self._offers.clear()
-        for answer in self._asked.values():
+        for answer in self._asked:
             if not answer.done():
                 answer.set_exception(copy(error))
                 answer.exception()  # nobody may be waiting

@@ -9,7 +9,14 @@ import uvloop
 
 from tests.net.engines import open_things, until
 
-ON_BOTH_LOOPS = ("test_api_transfer", "test_api_threads", "test_api_ends", "test_api_lost", "test_api_strangers")
+ON_BOTH_LOOPS = (
+    "test_api_transfer",
+    "test_api_threads",
+    "test_api_ends",
+    "test_api_lost",
+    "test_api_strangers",
+    "test_cancelled",
+)
 
 
 @pytest.fixture(scope="session")

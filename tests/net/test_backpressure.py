@@ -66,6 +66,25 @@ async def test_waiting_ends_with_the_transfer() -> None:
         source.check_free()
 
 
+async def test_a_wait_that_is_cancelled_has_made_nothing_ready() -> None:
+    async with one_transfer(FEW, SPEC) as (_, proxy, out, incoming, source, target):
+        proxy.stall()
+        layer, waiting = await fill(out)
+        for turns in range(10):
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            waiting = asyncio.create_task(out.wait_ready("full", layer))
+        proxy.heal()
+        await waiting
+        for later in range(layer + 1, 64):
+            await out.wait_ready("full", later)
+        await incoming.committed()
+        same(source, target)
+
+
 async def test_what_is_given_up_makes_room() -> None:
     """Also where no lane takes anything: else a peer that only reads its messages would fill the queue for good."""
     async with one_transfer(FEW, SPEC) as (pair, proxy, out, _, source, _):

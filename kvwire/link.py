@@ -24,7 +24,7 @@ from kvwire.errors import Closed, DeadlineExceeded, IntegrityError, KvwireError,
 from kvwire.incoming import Incoming
 from kvwire.outgoing import Offer, Outgoing, check_source
 from kvwire.pool import Slots
-from kvwire.transfer import Transfer
+from kvwire.transfer import Transfer, check_timeout
 from kvwire.types import Grant, Manifest
 
 if TYPE_CHECKING:
@@ -128,10 +128,11 @@ class Link(Driver):
         answer comes within `timeout_s` (`Config.offer_timeout_s`).
         """
         self._check_open()
+        seconds = self.config.offer_timeout_s if timeout_s is None else timeout_s
+        check_timeout(seconds)
         key = outgoing.link._session.link_id, outgoing.transfer_id
         answer: asyncio.Future[str] = self.loop.create_future()
         self._asked[answer] = key
-        seconds = self.config.offer_timeout_s if timeout_s is None else timeout_s
         try:
             self._session.ask(*key)
             self._pump()

@@ -8,6 +8,7 @@ so a loop that is busy delays none of it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Mapping
@@ -61,6 +62,12 @@ def check_slots(what: str, value: object) -> None:
     for name, slots in value.items():
         if not isinstance(slots, Slots):
             raise SpecError(f"{what} of group {name} is {slots!r:.80}; expected slots", hint="pages.at([...])")
+
+
+def check_timeout(timeout_s: float) -> None:
+    """SpecError for a time that is none."""
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not timeout_s >= 0:
+        raise SpecError(f"timeout_s is {timeout_s!r}; expected seconds, 0 or more")
 
 
 class Transfer:
@@ -142,8 +149,7 @@ class Transfer:
 
     def _check_wait(self, timeout_s: float) -> None:
         """SpecError for a time that is none; WrongThread on the loop's own thread."""
-        if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not timeout_s >= 0:
-            raise SpecError(f"timeout_s is {timeout_s!r}; expected seconds, 0 or more")
+        check_timeout(timeout_s)
         if threading.get_ident() == self._loop_thread and self._loop.is_running():
             raise WrongThread(
                 "a blocking wait on the event loop's own thread would stop the loop",
@@ -182,7 +188,8 @@ class Transfer:
         if threading.get_ident() == self._loop_thread:
             self._abort_on_loop(reason)
         else:
-            self._loop.call_soon_threadsafe(self._abort_on_loop, reason)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits for it, or could tell the peer
+                self._loop.call_soon_threadsafe(self._abort_on_loop, reason)
 
     def _abort_on_loop(self, reason: str) -> None:
         if not self._ended.done() and self.state != "committed":

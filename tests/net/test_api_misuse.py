@@ -1,11 +1,25 @@
-"""Arguments of the wrong kind: a typed error at once, and the link is as good as before."""
+"""Arguments of the wrong kind and calls at the wrong time: a typed error, and the link is as good as before."""
 
 import asyncio
+import math
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from kvwire import Closed, ConfigError, DeadlineExceeded, PlacementError, ReadyError, SpecError
+from kvwire import (
+    Closed,
+    ConfigError,
+    DeadlineExceeded,
+    Incoming,
+    LinkLost,
+    Outgoing,
+    PlacementError,
+    ReadyError,
+    SpecError,
+)
 from tests.net import kit
 from tests.net.kit import Caches, granted, joined, manifest, offered
 
@@ -78,3 +92,96 @@ async def test_times_and_numbers() -> None:
                 await pair.client.connect("127.0.0.1", wrong)
         await out.abort()
         await kit.still_works(pair)
+
+
+WEEK_S = 7 * 86400
+
+
+async def test_deadlines_of_an_offer() -> None:
+    offer = manifest()
+    source, target = Caches(offer, filled=True), Caches(offer)
+    async with joined() as pair:
+        wrong: Any
+        for wrong in (0, -1, math.nan, math.inf, WEEK_S + 1, "1", True):
+            for name in ("timeout_s", "deadline_s"):
+                with pytest.raises(SpecError, match=f"{name} is .* at most a week"):
+                    await pair.link.offer(offer, source.at(), **{name: wrong})
+        out, incoming = await granted(
+            pair.link, pair.server, offer, source, target, timeout_s=WEEK_S, deadline_s=float(WEEK_S)
+        )
+        kit.ready_all(out)
+        await incoming.committed()
+        for wrong in (-1, math.nan, "1", True):
+            with pytest.raises(SpecError, match="timeout_s"):
+                await pair.link.outcome_of(out, timeout_s=wrong)
+        with pytest.raises(DeadlineExceeded, match="did not say"):
+            await pair.link.outcome_of(out, timeout_s=0)
+        await kit.still_works(pair)
+
+
+async def test_closes_at_the_same_time() -> None:
+    async with joined() as pair:
+        back = pair.back
+        out, _ = await granted(pair.link, pair.server, manifest(), Caches(manifest()), Caches(manifest()))
+        out.ready("full", 0)
+        ends = (pair.link, pair.link, back, back, pair.client, pair.server, pair.client, pair.server)
+        await asyncio.gather(*(end.close() for end in ends))
+        with pytest.raises(Closed):
+            await out.committed()
+
+
+async def test_threads_that_go_on_when_the_node_is_closed() -> None:
+    """An engine's threads end when they end: until then what they call says that it is over."""
+    offer = manifest("threads", kit.FIVE, attachment=True)
+    ended: list[str] = []
+    begun = threading.Event()
+
+    async with joined() as pair:
+        out, incoming = await granted(pair.link, pair.server, offer, Caches(offer), Caches(offer))
+
+        def produce() -> None:
+            for block in range(13):
+                try:
+                    out.ready("full", 0, [block])
+                    begun.set()
+                    time.sleep(0.005)
+                except Closed as error:
+                    ended.append(str(error))
+
+        thread = threading.Thread(target=produce)
+        thread.start()
+        await asyncio.to_thread(begun.wait, kit.PATIENCE_S)
+    await asyncio.to_thread(thread.join)
+    assert ended
+    with pytest.raises(Closed):
+        await asyncio.to_thread(out.ready, "full", 1)
+    with pytest.raises(Closed):
+        await asyncio.to_thread(out.attach, 1)
+    for half in (out, incoming):
+        with pytest.raises((Closed, LinkLost)):
+            await asyncio.to_thread(half.wait_committed, 1)
+        await asyncio.to_thread(half.abort_nowait, "too late")
+
+
+def test_threads_that_go_on_when_the_loop_is_closed() -> None:
+    offer = manifest(attachment=True)
+
+    async def begin() -> tuple[Outgoing, Incoming]:
+        async with joined() as pair:
+            return await granted(pair.link, pair.server, offer, Caches(offer), Caches(offer))
+
+    out, incoming = asyncio.run(begin())
+
+    def go_on() -> None:
+        with pytest.raises(Closed):
+            out.ready("full", 1)
+        with pytest.raises(Closed):
+            out.attach(1)
+        for half in (out, incoming):
+            with pytest.raises((Closed, LinkLost)):
+                half.wait_committed(1)
+            half.abort_nowait("too late")
+
+    with ThreadPoolExecutor() as threads:
+        threads.submit(go_on).result()
+    go_on()  # also in the thread that had the loop

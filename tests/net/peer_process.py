@@ -1,7 +1,8 @@
 """A peer in a process of its own, to be stopped or killed: grants every offer it gets, or makes one.
 
-`python -m tests.net.peer_process receive [PORT]` serves and prints its port; `... send PORT` dials and offers. Either
-says what it has done in a line each, and then waits to be ended.
+`python -m tests.net.peer_process receive [PORT]` serves and prints its port; `... send PORT half|all` dials, offers and
+makes that much ready: all, or every block of the first layer and the first half of the second one's. Either says what it
+has done in a line each, and then waits to be ended.
 """
 
 import asyncio
@@ -28,17 +29,22 @@ async def say_when_whole(incoming: Incoming, target: kit.Caches) -> None:
     print("committed", kit.digest(target), flush=True)
 
 
-async def send(port: int) -> None:
+async def send(port: int, much: str) -> None:
     node = await Node.start(Config(lanes=2))
     link = await node.connect("127.0.0.1", port)
     offer = kit.manifest("from another process")
     source = kit.Caches(offer, filled=True)
     out = await link.offer(offer, source.at())
     out.ready("full", 0)
-    print("half is ready", flush=True)
+    out.ready("full", 1, None if much == "all" else range(len(out.granted["full"]) // 2))
+    print(f"{much} is ready", flush=True)
     await out.committed()
+    print("committed", flush=True)
+    await link.wait_closed()
 
 
 if __name__ == "__main__":
-    run = {"receive": receive, "send": send}[sys.argv[1]]
-    asyncio.run(run(int(sys.argv[2]) if len(sys.argv) > 2 else 0))
+    if sys.argv[1] == "receive":
+        asyncio.run(receive(int(sys.argv[2]) if len(sys.argv) > 2 else 0))
+    else:
+        asyncio.run(send(int(sys.argv[2]), sys.argv[3]))

@@ -3,7 +3,9 @@
 import asyncio
 import signal
 import socket
+import time
 
+import numpy as np
 import pytest
 
 from kvwire import CommitUnknown, Config, DType, GroupKind, GroupSpec, LinkLost, Node
@@ -105,7 +107,7 @@ async def test_the_receiver_s_process_is_killed(done: str) -> None:
 
 async def test_the_sender_s_process_is_killed() -> None:
     async with await Node.serve("127.0.0.1", 0, NOT_RESUMED) as node:
-        async with another_process("peer_process", "send", str(node.port)) as process:
+        async with another_process("peer_process", "send", str(node.port), "half") as process:
             incoming = await node.accept()
             target = Caches(incoming.manifest)
             await incoming.grant(target.at())
@@ -121,6 +123,40 @@ async def test_the_sender_s_process_is_killed() -> None:
         assert not node.links
         async with await Node.start(Config(lanes=1)) as other, await other.connect("127.0.0.1", node.port) as link:
             await kit.move(link, node, "from another peer")
+
+
+async def test_the_sender_s_process_is_killed_and_another_one_comes() -> None:
+    """Its link waits for it in vain. What had landed is known, and nobody else waits."""
+    resume_s = 2.0
+    async with await Node.serve("127.0.0.1", 0, Config(lanes=2, resume_timeout_s=resume_s)) as node:
+        async with another_process("peer_process", "send", str(node.port), "half") as process:
+            incoming = await node.accept()
+            target = Caches(incoming.manifest)
+            await incoming.grant(target.at(), cell_bytes=4096)  # a block each
+            await kit.eventually(lambda: incoming.progress == (13 + 6, 26), lambda: incoming.progress)
+            process.send_signal(signal.SIGKILL)
+            await process.wait()
+        begun = time.monotonic()
+        ended = asyncio.create_task(incoming.committed())
+        async with another_process("peer_process", "send", str(node.port), "all") as process:
+            further = await node.accept()
+            await further.grant(Caches(further.manifest).at())
+            await further.committed()
+            assert [await line(process), await line(process)] == ["all is ready", "committed"]
+        with pytest.raises(LinkLost, match=r"no connection within 2 s"):
+            await ended
+        assert time.monotonic() - begun < resume_s + 10  # shared machines stall
+        assert incoming.failed_blocks() == {"full": tuple(range(6, 13))}
+        source = Caches(incoming.manifest, filled=True)
+        for layer, blocks in ((0, range(13)), (1, range(6))):
+            assert np.array_equal(source.rows("full", layer, blocks), target.rows("full", layer, blocks))
+        assert further.failed_blocks() == {"full": ()}
+        target.check_free()
+        async with await Node.start(Config(lanes=1)) as other, await other.connect("127.0.0.1", node.port) as link:
+            out, incoming = await granted(link, node, manifest("into the same slots"), source, target)
+            kit.ready_all(out)
+            await incoming.committed()
+            same(source, target)
 
 
 async def test_a_peer_that_stands_still_is_not_given_up() -> None:

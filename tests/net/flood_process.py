@@ -1,9 +1,9 @@
 """One end of a link over which far more is made ready than it carries, in a process of its own.
 
-`python -m tests.net.flood_process receive 0 DEADLINE_S` serves, prints its port, and takes whatever is offered as long
-as it has memory; `... send PORT DEADLINE_S` dials, offers as many transfers at once as may be, and makes them ready as
-fast as it can. Either says "warm" once one transfer has gone through, and goes on when a line comes in. To every
-further line it answers with what it has seen by then, as JSON.
+`python -m tests.net.flood_process receive 0 DEADLINE_S RESUME_S` serves, prints its port, and takes whatever is offered
+as long as it has memory; `... send PORT DEADLINE_S RESUME_S` dials, offers as many transfers at once as may be, and
+makes them ready as fast as it can. Either says "warm" once one transfer has gone through, and goes on when a line comes
+in. To every further line it answers with what it has seen by then, as JSON.
 """
 
 import asyncio
@@ -25,6 +25,7 @@ from kvwire import (
     Incoming,
     LimitExceeded,
     Link,
+    LinkLost,
     Manifest,
     Node,
     PeerAborted,
@@ -47,6 +48,7 @@ class Seen:
     def __init__(self) -> None:
         self.committed = self.failed = self.refused = 0
         self.queued_runs = self.message_bytes = self.events = 0
+        self.waiting = 0
         self.longest_s = 0.0  # from an offer, or a grant, to the end
 
     async def look(self, link: Link) -> None:
@@ -59,12 +61,14 @@ class Seen:
     async def ended(self, transfer: Coroutine[Any, Any, object]) -> bool:
         """Wait for the end of a transfer; whether it is committed."""
         begun = time.monotonic()
+        self.waiting += 1
         try:
             await transfer
-        except (DeadlineExceeded, PeerAborted):
+        except (DeadlineExceeded, LinkLost, PeerAborted):
             self.failed += 1
             return False
         finally:
+            self.waiting -= 1
             self.longest_s = max(self.longest_s, time.monotonic() - begun)
         self.committed += 1
         return True
@@ -77,7 +81,7 @@ async def take(node: Node, seen: Seen, source: Caches, targets: list[Caches]) ->
         free.put_nowait(target)
 
     async def one(incoming: Incoming, target: Caches) -> None:
-        with contextlib.suppress(Closed):  # while it waited for memory its time was over
+        with contextlib.suppress(Closed):  # while it waited for memory, it ended
             await incoming.grant(target.at())
             if await seen.ended(incoming.committed()):
                 kit.same(source, target)
@@ -123,8 +127,8 @@ async def report(seen: Seen) -> None:
         print(json.dumps(vars(seen)), flush=True)
 
 
-async def main(role: str, port: int, deadline_s: float) -> None:
-    config = replace(CONFIG, offer_timeout_s=deadline_s, transfer_timeout_s=deadline_s)
+async def main(role: str, port: int, deadline_s: float, resume_s: float) -> None:
+    config = replace(CONFIG, offer_timeout_s=deadline_s, transfer_timeout_s=deadline_s, resume_timeout_s=resume_s)
     source, seen = Caches(manifest("source"), filled=True), Seen()
     if role == "receive":
         targets = [Caches(manifest("target"), seed=seed) for seed in range(CONFIG.max_transfers)]
@@ -151,4 +155,4 @@ async def main(role: str, port: int, deadline_s: float) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3])))
+    asyncio.run(main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4])))

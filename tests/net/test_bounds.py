@@ -10,10 +10,11 @@ import signal
 import time
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.net import kit
@@ -23,7 +24,7 @@ from tests.net.proxy import Proxy, proxied
 
 STORM_S = float(os.environ.get("KVWIRE_STORM_S", "3"))
 SLOW_BPS = 1e6
-LONG_S, SHORT_S = 300.0, 1.0
+LONG_S, SHORT_S, RESUME_S = 300.0, 1.0, 1.0
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 # What a link may take beyond what it had when its lanes were up and one transfer had gone through. In bytes; the names
@@ -85,12 +86,16 @@ class Watched:
         return seen
 
 
+def end(role: str, port: int, deadline_s: float) -> AbstractAsyncContextManager[Process]:
+    return another_process("flood_process", role, str(port), str(deadline_s), str(RESUME_S))
+
+
 @asynccontextmanager
 async def flooding(deadline_s: float) -> AsyncIterator[tuple[Watched, Watched, Proxy]]:
     """Sender and receiver that have begun, and the proxy between them."""
-    async with another_process("flood_process", "receive", "0", str(deadline_s)) as receiving:
+    async with end("receive", 0, deadline_s) as receiving:
         with proxied(int(await line(receiving))) as proxy:
-            async with another_process("flood_process", "send", str(proxy.port), str(deadline_s)) as sending:
+            async with end("send", proxy.port, deadline_s) as sending:
                 for process in (sending, receiving):
                     assert await line(process) == "warm"
                 sender, receiver = Watched(sending), Watched(receiving)
@@ -138,3 +143,27 @@ async def test_a_silent_peer(silent: str) -> None:
                 await look_at(0.1, goes, stands)
         await goes.check("in the end")
         await stands.check(f"the silent {silent}")
+
+
+@pytest.mark.timeout(STORM_S + 90)
+async def test_senders_that_are_killed() -> None:
+    """One after the other, in the middle of whatever they do: nothing of them stays, and the next one is served."""
+    rng, killed = np.random.default_rng(5), 0
+    async with flooding(LONG_S) as (first, receiver, proxy):
+        first.process.kill()
+        until = time.monotonic() + STORM_S
+        before = await receiver.seen()
+        while time.monotonic() < until:
+            async with end("send", proxy.port, LONG_S) as sending:
+                assert await line(sending) == "warm"
+                say(sending)
+                await look_at(float(rng.uniform(0, 0.5)), receiver)
+                sending.kill()
+                killed += 1
+        async with asyncio.timeout(kit.PATIENCE_S):
+            while (found := await receiver.seen())["waiting"]:
+                await look_at(0.1, receiver)
+        await receiver.check("receiver")
+        assert found["committed"] >= before["committed"] + killed
+        assert found["failed"]
+        print(f"{killed} senders were killed")

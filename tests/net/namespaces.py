@@ -1,9 +1,13 @@
-"""Two hosts on one machine: network namespaces joined by a veth, with an IPv4 and an IPv6 address each."""
+"""Two hosts on one machine: network namespaces joined by a veth, with an IPv4 and an IPv6 address each.
+
+Where the machine has no IPv6 they have none of it either; what needs it is marked `needs_ipv6`.
+"""
 
 import ctypes
 import itertools
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,6 +16,19 @@ from dataclasses import dataclass
 import pytest
 
 _numbers = itertools.count()
+
+
+def has_ipv6() -> bool:
+    """Whether sockets can have addresses of IPv6: a kernel may be without it, and a container's mostly is."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as sock:
+            sock.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
 
 needs_namespaces = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("ip") is None, reason="namespaces need root and iproute2"
@@ -33,6 +50,11 @@ class Host:
 
 def _ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=10)
+
+
+def _add_ipv6(host: Host) -> None:
+    if has_ipv6():
+        _ip("-n", host.name, "address", "replace", f"{host.ipv6}/64", "dev", "wire", "nodad")
 
 
 @contextmanager
@@ -60,7 +82,7 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
         for host in hosts:
             _ip("-n", host.name, "link", "set", "wire", "up")
             _ip("-n", host.name, "address", "add", f"{host.ipv4}/24", "dev", "wire")
-            _ip("-n", host.name, "address", "add", f"{host.ipv6}/64", "dev", "wire", "nodad")
+            _add_ipv6(host)
         yield hosts[0], hosts[1]
 
 
@@ -80,4 +102,4 @@ def black_hole(host: Host, active: bool = True) -> None:
     """What is sent to this host vanishes without a word; or no longer does."""
     _ip("-n", host.name, "link", "set", "wire", "down" if active else "up")
     if not active:  # addresses of IPv6 went with the link
-        _ip("-n", host.name, "address", "replace", f"{host.ipv6}/64", "dev", "wire", "nodad")
+        _add_ipv6(host)

@@ -15,10 +15,9 @@ import uvloop
 from kvwire import Closed, Config, ConfigError, ConnectRefused, LinkLost, NetworkError, Node, sockets
 from tests.net import kit
 from tests.net.kit import joined
+from tests.net.namespaces import needs_ipv6
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
-
-needs_ipv6 = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6 loopback")
 
 
 @needs_ipv6

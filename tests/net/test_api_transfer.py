@@ -1,7 +1,6 @@
 """The main job over real TCP: what is offered, granted and ready arrives, byte for byte, and nothing else does."""
 
 import asyncio
-import socket
 import threading
 from collections.abc import Sequence
 
@@ -13,6 +12,7 @@ import kvwire
 from kvwire import BlockRange, Config, DType, GroupKind, GroupSpec, Layer, ModelTag, Pages, layout_digest
 from tests.net import kit
 from tests.net.kit import CONV, FIVE, FULL, MLA, RECURRENT, WINDOW, Caches, granted, joined, manifest, offered, same
+from tests.net.namespaces import needs_ipv6
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -151,16 +151,7 @@ async def test_sides_that_page_differently(styles: tuple[str, str], tokens: tupl
 # --- links ----------------------------------------------------------------------------------------------------
 
 
-def has_ipv6() -> bool:
-    try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as sock:
-            sock.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
-
-
-@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
+@needs_ipv6
 async def test_over_ipv6() -> None:
     async with joined(host="::1") as pair:
         await kit.still_works(pair)

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from kvwire import wire
-from tests.net.namespaces import Host, needs_namespaces, two_hosts
+from tests.net.namespaces import Host, needs_ipv6, needs_namespaces, two_hosts
 
 BENCH = [sys.executable, "-m", "kvwire.cli.bench"]
 SMALL = ["-n", "16MiB", "--transfer", "4MiB", "--page", "64KiB"]
@@ -129,7 +129,7 @@ def server(hosts: tuple[Host, Host]) -> Iterator[Server]:
 
 @needs_namespaces
 class TestTwoHosts:
-    @pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+    @pytest.mark.parametrize("family", ["ipv4", pytest.param("ipv6", marks=needs_ipv6)])
     @pytest.mark.parametrize(("flags", "directions"), [([], ["up"]), (["-R"], ["down"]), (["--bidir"], ["up", "down"])])
     def test_directions(
         self, hosts: tuple[Host, Host], server: Server, family: str, flags: list[str], directions: list[str]
@@ -174,6 +174,7 @@ class TestTwoHosts:
             assert time.monotonic() < until
             time.sleep(0.05)
 
+    @needs_ipv6
     def test_family_and_source_address(self, hosts: tuple[Host, Host], server: Server) -> None:
         result_of(run(hosts[0].ipv6, *SMALL, "-6", "-B", hosts[1].ipv6, "--json", host=hosts[1]))
         server.wait_for(f"{hosts[1].ipv6} port")
@@ -181,6 +182,7 @@ class TestTwoHosts:
         fails(run(hosts[0].ipv4, "-B", "10.78.0.99", host=hosts[1]), "cannot dial from 10.78.0.99")
         fails(run(hosts[0].ipv4, "-B", hosts[1].ipv6, host=hosts[1]), "the local addresses are of the other")
 
+    @needs_ipv6
     def test_a_server_of_one_family(self, hosts: tuple[Host, Host]) -> None:
         with serving("-6", "-p", "7900", host=hosts[0]):
             fails(run(hosts[0].ipv4, "-p", "7900", host=hosts[1]), "nothing listens at 10.78.0.1 port 7900")

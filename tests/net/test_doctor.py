@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from kvwire.wire.preamble import ConnectionKind, preamble
-from tests.net.namespaces import Host, namespace, needs_namespaces, two_hosts
+from tests.net.namespaces import Host, namespace, needs_ipv6, needs_namespaces, two_hosts
 
 Done = subprocess.CompletedProcess[str]
 DOCTOR = (sys.executable, "-m", "kvwire.cli.bench", "doctor")
@@ -205,9 +205,8 @@ class TestPaths:
         assert any(f"nothing listens at {there.ipv4} port 7, RTT" in f["found"] for f in findings(found, "path"))
 
     @needs_namespaces
+    @needs_ipv6
     def test_ipv6(self, alone: Host) -> None:
-        if not socket.has_dualstack_ipv6():
-            pytest.skip("no IPv6 on this machine")
         with node_on(alone, "::1"):
             found = doctor("::1", within=alone.command())
         assert (found["path"]["node"], found["path"]["interface"]["name"]) == ("kvwire", "lo")

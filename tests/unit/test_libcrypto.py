@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,11 @@ def here() -> str:
 
 
 def library(path: Path, source: str) -> str:
-    """A shared library made of C source."""
-    if shutil.which("gcc") is None:
-        pytest.skip("gcc is not installed")
+    """A shared library made of C source, by the compiler that built the extensions."""
+    compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC")).split()[0]
     source_file = path.with_suffix(".c")
     source_file.write_text(source)
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", str(path), str(source_file)], check=True)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(path), str(source_file)], check=True)
     return str(path)
 
 

@@ -7,7 +7,8 @@
     out_t      a transfer that leaves; in_t: a transfer that arrives
 
 Lock order: link_t.lock, then engine_t.dirty_lock. No lock is held over a system call (waking a condition aside).
-Workers never take the GIL; Python holds a lock only for work that does not grow with the data.
+Workers never take the GIL; Python holds a lock only for work that does not grow with the data, and to look
+through the queue for an abort.
 """
 
 from kvwire._ext.frame cimport HEADER_BYTES
@@ -68,6 +69,7 @@ cdef enum:
     CLAIM_BYTES_MAX = 256 * 1024
     ACK_BYTES = 1024 * 1024        # landed bytes after which an acknowledgement goes out at once
     ACK_DELAY_NS = 2000000         # and the longest that fewer wait
+    MAX_RECEIPTS = 65536           # that wait for a lane: as many as transfers may be under way (Config.max_transfers)
     MAX_ATTACHMENT = 65536         # kvwire.types.MAX_ATTACHMENT_BYTES
     TABLE_SIZE = 1024              # buckets of a transfer table
 

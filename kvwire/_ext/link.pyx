@@ -186,8 +186,11 @@ cdef void in_end(in_t *t, state_t state) noexcept nogil:
 
 
 cdef bint push_receipt(link_t *link, u64 id) noexcept nogil:
+    """Have a receipt sent. False without memory, or where the peer sends and sends and takes no receipt."""
     cdef size_t capacity
     cdef u64 *grown
+    if link.receipt_count == MAX_RECEIPTS:
+        return False
     if link.receipt_count == link.receipt_capacity:
         capacity = link.receipt_capacity * 2 if link.receipt_capacity else 16
         grown = <u64 *>realloc(link.receipts, capacity * sizeof(u64))

@@ -1,5 +1,6 @@
 """A peer that lies, in a socket of the test's own: its lane ends, nothing else changes."""
 
+import contextlib
 import resource
 import socket
 import struct
@@ -197,6 +198,24 @@ def test_a_peer_that_never_acknowledges() -> None:
             out.abort()
             del out
         assert resident_bytes() - before < 32 << 20
+
+
+def test_a_peer_that_takes_no_receipt() -> None:
+    """Its transfers commit, up to a bound; then its lane ends."""
+    target = Memory([(1, 100)])
+    log_runs, max_receipts, batch = 4096, 65536, 1024  # the first two as in kvwire/_ext/core.pxd
+    committed = 0
+    with raw_peer() as (link, peer):
+        while link.lanes_open and committed < 2 * max_receipts:
+            numbers = range(committed, committed + batch)
+            handles = [InTransfer(link, 2 * number + 2, target.segments, CELL, False) for number in numbers]
+            with contextlib.suppress(OSError):  # its lane may have ended
+                peer.sendall(b"".join(encode("data", number, 2 * number + 2, payload=bytes(100)) for number in numbers))
+            until(lambda: not link.lanes_open or handles[-1].state == "committed", "the cells to land")  # noqa: B023
+            committed += sum(handle.state == "committed" for handle in handles)
+        ((_, _, _, reason, _),) = closures(link)
+        assert reason == "out of memory"
+        assert max_receipts <= committed <= max_receipts + log_runs
 
 
 def many_cells(link: EngineLink) -> tuple[OutTransfer, np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]:

@@ -7,10 +7,11 @@ from typing import Any, TypeVar
 
 import pytest
 
-from kvwire import Closed, Incoming, KvwireError, Link, Node, OfferRefused, PeerAborted
+from kvwire import Closed, Config, Incoming, KvwireError, Link, Node, OfferRefused, PeerAborted
 from tests.net import kit
 from tests.net.engines import open_things
 from tests.net.kit import Caches, Pair, granted, joined, offered, same
+from tests.net.proxy import proxied
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -19,10 +20,11 @@ EACH = 40  # turns of the loop up to which a task is cancelled after each of the
 
 
 class Cut:
-    """Runs a coroutine, and cancels it after some turns of the loop, unless it is over by then."""
+    """Runs a coroutine, and cancels it after some turns of the loop, unless it is over by then; perhaps twice."""
 
-    def __init__(self, turns: int) -> None:
+    def __init__(self, turns: int, times: int) -> None:
         self.turns = turns
+        self.times = times
         self.cancelled = False
 
     async def __call__(self, coroutine: Coroutine[Any, Any, T]) -> T | None:
@@ -32,18 +34,20 @@ class Cut:
                 break
             await asyncio.sleep(0)
         self.cancelled = not task.done()
-        task.cancel()
+        for _ in range(self.times):
+            task.cancel()
+            await asyncio.sleep(0)
         with contextlib.suppress(asyncio.CancelledError):
             return await task
         assert self.cancelled
         return None
 
 
-def cuts() -> Iterator[Cut]:
+def cuts(times: int = 1) -> Iterator[Cut]:
     """One after the other, later and later, until one comes too late."""
     turns = 0
     while True:
-        cut = Cut(turns)
+        cut = Cut(turns, times)
         yield cut
         if not cut.cancelled:
             return
@@ -181,12 +185,13 @@ ATTEMPTS: dict[str, Attempt] = {
 } | {name: waiting(wait) for name, wait in WAITS.items()}
 
 
+@pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("attempt", ATTEMPTS.values(), ids=ATTEMPTS)
-async def test_a_cancelled_task_leaves_nothing(attempt: Attempt) -> None:
+async def test_a_cancelled_task_leaves_nothing(attempt: Attempt, times: int) -> None:
     async with joined() as pair:
         await kit.still_works(pair)
         tasks, things = len(asyncio.all_tasks()), open_things()
-        for cut in cuts():
+        for cut in cuts(times):
             await attempt(pair, cut)
             await kit.still_works(pair)
             await kit.eventually(lambda: len(asyncio.all_tasks()) <= tasks, asyncio.all_tasks)
@@ -196,9 +201,10 @@ async def test_a_cancelled_task_leaves_nothing(attempt: Attempt) -> None:
 # --- the ends -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("end", ["link", "back", "client", "server"])
-async def test_a_cancelled_close_closes(end: str) -> None:
-    for cut in cuts():
+async def test_a_cancelled_close_closes(end: str, times: int) -> None:
+    for cut in cuts(times):
         async with joined() as pair:
             back = pair.back
             ends: dict[str, Link | Node] = {
@@ -225,3 +231,24 @@ async def test_a_cancelled_close_closes(end: str) -> None:
             if end in ("link", "back"):
                 async with await pair.client.connect("127.0.0.1", pair.server.port) as another:
                     await kit.move(another, pair.server, "over another link")
+
+
+async def test_a_link_that_is_closed_while_it_is_dialled_anew() -> None:
+    """However far the new connection has come."""
+    config = Config(lanes=2, resume_timeout_s=1.0)
+    async with await Node.serve("127.0.0.1", 0, config) as server, await Node.start(config) as client:
+        with proxied(server.port) as proxy:
+            resumed = 0
+            for turns in (*range(40), *range(40, 400, 20)):
+                link = await client.connect("127.0.0.1", proxy.port)
+                proxy.reset()
+                async with asyncio.timeout(kit.PATIENCE_S):
+                    while not link.suspended:
+                        await asyncio.sleep(0)  # every turn: it is not suspended for long
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                resumed += not link.suspended
+                await link.close()
+                assert not client.links
+            assert 0 < resumed < 58
+            await kit.eventually(lambda: not server.links, lambda: server.links)

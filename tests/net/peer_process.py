@@ -1,8 +1,8 @@
 """A peer in a process of its own, to be stopped or killed: grants every offer it gets, or makes one.
 
 `python -m tests.net.peer_process receive [PORT]` serves and prints its port; `... send PORT half|all` dials, offers and
-makes that much ready: all, or every block of the first layer and the first half of the second one's. Either says what it
-has done in a line each, and then waits to be ended.
+makes that much ready: all, or every block of the first layer and the first half of the second one's. Either says what
+it has done in a line each, and then waits to be ended.
 """
 
 import asyncio

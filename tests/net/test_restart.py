@@ -25,9 +25,9 @@ from kvwire import (
 )
 from kvwire.wire import schema
 from tests.net import kit
-from tests.net.kit import Caches, manifest, ready_all, same
+from tests.net.kit import Caches, half_sent, manifest, ready_all, same
+from tests.net.peers import another_process, line, stopped
 from tests.net.proxy import Proxy, proxied
-from tests.net.test_api_lost import another_process, line, stopped
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -79,21 +79,9 @@ async def scene() -> AsyncIterator[Scene]:
                 await found.server.close()
 
 
-async def half_sent(pair: kit.Pair, *, attachment: bool = False) -> tuple[Outgoing, Incoming, Caches]:
-    """Every second layer has landed."""
-    offer = manifest("r", kit.FIVE, attachment=attachment)
-    source, target = Caches(offer, filled=True), Caches(offer)
-    out, incoming = await kit.granted(pair.link, pair.server, offer, source, target)
-    for name, layer in offer.segments()[::2]:
-        out.ready(name, layer)
-    for name, layer in offer.segments()[::2]:
-        await incoming.wait_layer(name, layer)
-    return out, incoming, source
-
-
 async def test_what_was_ready_is_sent_again_and_the_rest_follows() -> None:
     async with scene() as there:
-        out, before, source = await half_sent(there, attachment=True)
+        out, before, source, _ = await half_sent(there, manifest("r", kit.FIVE, attachment=True))
         was = out.transfer_id
         out.attach({"token": 7})
         waiting = asyncio.create_task(asyncio.to_thread(out.wait_committed, kit.PATIENCE_S))
@@ -134,7 +122,7 @@ async def test_an_offer_that_was_not_granted() -> None:
 
 async def test_it_restarts_again_and_again() -> None:
     async with scene() as there:
-        out, _, source = await half_sent(there)
+        out, _, source, _ = await half_sent(there, manifest("r", kit.FIVE))
         for _ in range(3):
             await there.restart()
             incoming = await there.server.accept()
@@ -196,7 +184,7 @@ async def test_a_receiver_that_wants_more_now() -> None:
 
 async def test_a_receiver_that_does_not_want_it_any_more() -> None:
     async with scene() as there:
-        out, _, source = await half_sent(there)
+        out, _, source, _ = await half_sent(there, manifest("r", kit.FIVE))
         await there.restart()
         await (await there.server.accept()).refuse("no idea what that is")
         with pytest.raises(OfferRefused, match="no idea what that is"):
@@ -224,7 +212,7 @@ async def test_the_deadline_runs_on() -> None:
 @pytest.mark.parametrize("in_a_thread", [False, True])
 async def test_given_up_by_the_sender(when: str, in_a_thread: bool) -> None:
     async with scene() as there:
-        out, _, source = await half_sent(there)
+        out, _, source, _ = await half_sent(there, manifest("r", kit.FIVE))
 
         async def give_up() -> None:
             await asyncio.to_thread(out.abort_nowait, "enough") if in_a_thread else out.abort_nowait("enough")
@@ -284,7 +272,7 @@ async def test_a_process_that_is_killed_and_started_again(done: str) -> None:
     offer = manifest("killed", kit.FIVE)
     source = Caches(offer, filled=True)
     async with await Node.start(CONFIG) as node:
-        async with another_process("receive") as process:
+        async with another_process("peer_process", "receive") as process:
             port = await line(process)
             link = await node.connect("127.0.0.1", int(port))
             out = await link.offer(offer, source.at())
@@ -297,7 +285,7 @@ async def test_a_process_that_is_killed_and_started_again(done: str) -> None:
                     out.ready(name, layer)
             process.send_signal(signal.SIGKILL)
             await process.wait()
-        async with another_process("receive", port) as process:
+        async with another_process("peer_process", "receive", port) as process:
             assert await line(process) == port
             assert await line(process) == "granted"
             for name, layer in late:

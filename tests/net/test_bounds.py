@@ -129,10 +129,15 @@ async def test_a_slow_receiver() -> None:
 @pytest.mark.parametrize("silent", ["sender", "receiver"])
 async def test_a_silent_peer(silent: str) -> None:
     """Stopped, engine and all: every transfer ends with its deadline; when the peer goes on, so do they."""
-    async with flooding(SHORT_S) as (sender, receiver, _):
+    async with flooding(SHORT_S) as (sender, receiver, proxy):
         stands, goes = (sender, receiver) if silent == "sender" else (receiver, sender)
         await look_at(0.5, goes)
+        proxy.rate_Bps = SLOW_BPS
+        async with asyncio.timeout(kit.PATIENCE_S):
+            while (await goes.seen())["waiting"] < CONFIG.max_transfers / 2:
+                await look_at(0.01, goes)
         await stopped(stands.process)
+        proxy.rate_Bps = None
         await look_at(STORM_S, goes)
         alone = await goes.check(f"the one that is not the silent {silent}")
         assert alone["failed"]
@@ -151,6 +156,7 @@ async def test_senders_that_are_killed() -> None:
     rng, killed = np.random.default_rng(5), 0
     async with flooding(LONG_S) as (first, receiver, proxy):
         first.process.kill()
+        proxy.rate_Bps = 10 * SLOW_BPS  # so that there is a middle
         until = time.monotonic() + STORM_S
         before = await receiver.seen()
         while time.monotonic() < until:

@@ -372,8 +372,9 @@ class Link(Driver):
             raise Closed(f"the link to {self.peer} is closed" + (f": {self._error}" if self._error else ""))
 
     def _lose(self, error: KvwireError) -> None:
-        """The link has failed: every transfer on it ends with this error."""
+        """The link has failed: every transfer on it ends with this error, on both sides."""
         if not self.closed:
+            self._session.close(time.monotonic(), str(error))  # nothing where it was the session that ended
             self._shut(error)
 
     def _shut(self, error: KvwireError) -> None:

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from kvwire import CommitUnknown, Config, DType, GroupKind, GroupSpec, LinkLost, Node
+from kvwire import CommitUnknown, Config, DType, GroupKind, GroupSpec, IntegrityError, LinkLost, Node
 from tests.net import kit
 from tests.net.kit import Caches, granted, joined, manifest, same
 from tests.net.peers import another_process, line, stopped
@@ -71,6 +71,23 @@ async def test_while_no_lane_is_up_a_transfer_waits() -> None:
 
 
 # --- links ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", ["dialler", "acceptor"])
+async def test_a_link_whose_lanes_go_wrong_is_given_up_on_both_sides(side: str) -> None:
+    """At once: who is not told would wait for the other side to come back."""
+    async with joined() as pair:
+        link, other = (pair.link, pair.back) if side == "dialler" else (pair.back, pair.link)
+        for lane in range(3):
+            ours, theirs = socket.socketpair()
+            with theirs:
+                link.engine_link.add_lane(ours.detach(), 60 + lane, 1)
+                theirs.sendall(b"no frame at all " * 8)
+        async with asyncio.timeout(kit.PATIENCE_S):
+            assert isinstance(await link.wait_closed(), IntegrityError)
+            error = await other.wait_closed()
+        assert isinstance(error, LinkLost)
+        assert "went wrong" in str(error)
 
 
 @pytest.mark.parametrize("done", ["nothing", "half", "all"])

@@ -91,8 +91,8 @@ class Control:
                 if data:
                     await self._link.loop.sock_sendall(self._sock, data)
                     self._outbox.set()
-        except OSError as error:
-            self._lost(error)
+        except OSError:
+            pass  # the reader meets it, too, behind what the peer has said before: perhaps a good-bye
 
     def _lost(self, error: OSError) -> None:
         text = error.strerror or str(error)

@@ -1,6 +1,8 @@
 """A link that loses its connections gets them back, and its transfers go on where they were."""
 
 import asyncio
+import socket
+import struct
 import time
 
 import pytest
@@ -15,7 +17,9 @@ from kvwire import (
     Node,
     OfferRefused,
     PeerAborted,
+    wire,
 )
+from kvwire.wire import schema
 from tests.net import kit
 from tests.net.kit import Caches, finish, half_sent, ready_all, ready_rest, same, through_proxy
 
@@ -92,6 +96,23 @@ async def test_offers_and_grants_that_meet_no_connection() -> None:
         same(source, target)
         same(source2, target2)
         await kit.still_works(pair)
+
+
+async def test_a_good_bye_counts_though_nothing_can_be_written_any_more() -> None:
+    """Whoever says good-bye and hangs up is gone for good, also where that is noticed by writing."""
+    async with await Node.serve("127.0.0.1", 0) as node:
+        with socket.create_connection(("127.0.0.1", node.port)) as peer:
+            hello = schema.Hello(b"p" * 16, b"r" * 32, b"", "peer", 1, 4, 65536)
+            peer.sendall(wire.control_preamble() + schema.encode(hello))
+            await kit.eventually(lambda: node.links, "the link")
+            (link,) = node.links
+            # All this while the loop stands still, which then has something to write before it looks what came.
+            peer.sendall(schema.encode(schema.Goodbye("closed", "that was all")))
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close with an RST
+        link._session.lane_closed(time.monotonic(), 0, 1, "something to say", 0)
+        link._pump()
+        async with asyncio.timeout(kit.PATIENCE_S):
+            assert "that was all" in str(await link.wait_closed())
 
 
 @pytest.mark.parametrize("side", ["sender", "receiver"])

@@ -165,7 +165,8 @@ class Outgoing(Transfer):
                 return  # given up meanwhile by another thread, and the loop is about to hear of it
             for offer, runs in zip(self.manifest.groups, grant.runs, strict=True):
                 blocks = _granted_blocks(offer, runs)
-                more = blocks[_look_up(self._first_positions[offer.spec.name], offer.blocks.start, blocks) < 0]
+                # Nor is it known any more of a block that was wanted first, and not by a life in between.
+                more = blocks[_look_up(self._positions[offer.spec.name], offer.blocks.start, blocks) < 0]
                 if len(more):
                     raise OfferRefused(
                         f"the receiver has restarted and wants block {more[0]} of group {offer.spec.name}, which it "

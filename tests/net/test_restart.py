@@ -182,6 +182,26 @@ async def test_a_receiver_that_wants_more_now() -> None:
         await kit.still_works(there)
 
 
+async def test_a_receiver_that_wants_what_its_life_before_left_out() -> None:
+    """Nor is anything known of a block that the first life wanted, and the second one did not."""
+    async with scene() as there:
+        offer = manifest("r")
+        source = Caches(offer, filled=True)
+        out, _ = await kit.granted(there.link, there.server, offer, source, Caches(offer))
+        out.ready("full", 0)
+        for wanted in ({"full": ODD}, None):
+            await there.restart()
+            incoming = await there.server.accept()
+            await incoming.grant(Caches(offer).at(wanted))
+            await kit.eventually(lambda: out.granted["full"] == tuple(ODD), "the second grant")
+        out.ready("full", 1)
+        with pytest.raises(OfferRefused, match="wants block 0 of group full"):
+            async with asyncio.timeout(kit.PATIENCE_S):
+                await out.committed()
+        source.check_free()
+        await kit.still_works(there)
+
+
 async def test_a_receiver_that_does_not_want_it_any_more() -> None:
     async with scene() as there:
         out, _, source, _ = await half_sent(there, manifest("r", kit.FIVE))

@@ -149,11 +149,14 @@ class SimEngineLink:
 
     def suspend(self) -> None:
         """Close all lanes and empty the queue; transfers stay, and `ready` only marks until they are resumed."""
-        self.stop_lanes()
-        for out in self.out.values():
+        self.check()
+        for out in self.out.values():  # first: what one lane gives back must not leave on the next
             out.suspended = True
         while self.queue.claim(1 << 20) is not None:
             pass
+        self.stop_lanes()
+        for incoming in self.inc.values():
+            self.engine.probe.suspended(incoming, incoming.landed_cells())
 
     def close(self) -> None:
         if self.closed:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from kvwire import Incoming, Manifest, Outgoing
 from tests.sim.clock import Clock
 from tests.sim.memory import POISON, Content
-from tests.sim.network import Connection
 
 if TYPE_CHECKING:
+    from tests.sim.links import SimLink
     from tests.sim.transfers import SimInTransfer, SimOutTransfer
 
 LAST_EVENTS = 40
@@ -56,12 +56,15 @@ class Record:
     content: Content
     deadline_s: float
     timeout_s: float
-    control: Connection
+    link: SimLink
+    """The sender's end of the link that it goes over."""
     sender: Half = field(default_factory=Half)
     receiver: Half = field(default_factory=Half)
     out: Outgoing | None = None
     incoming: Incoming | None = None
     all_ready_at: float | None = None
+    offered_again: bool = False
+    """To another life of its receiver."""
 
     @property
     def request_id(self) -> str:
@@ -69,7 +72,7 @@ class Record:
 
     @property
     def tainted(self) -> bool:
-        return self.control.tainted
+        return self.link.tainted
 
 
 class History:
@@ -78,12 +81,15 @@ class History:
     def __init__(self, clock: Clock) -> None:
         self.violations: list[Violation] = []
         self.records: dict[str, Record] = {}
+        self.links: list[SimLink] = []
+        """Every end of every link, in the order in which they were made."""
         self.last: deque[str] = deque(maxlen=LAST_EVENTS)
-        self.on_commit: Callable[[], None] | None = None
-        """Called at each commit of an engine, before anybody else knows."""
+        self.on_landing: Callable[[SimLink, bool], None] | None = None
+        """Called as cells land at this end, with whether that was a commit, before anybody else knows."""
         self._clock = clock
         self._digest = hashlib.blake2b(digest_size=16)
         self._acked: dict[SimOutTransfer, set[tuple[int, int]]] = {}
+        self._kept: dict[SimInTransfer, set[tuple[int, int]]] = {}
 
     def note(self, what: str, *facts: object) -> None:
         """An event of the trace. Facts are numbers and short texts that are the same whenever the seed is replayed."""
@@ -113,10 +119,23 @@ class History:
         self.note("acked", out.id, segment, first, count)
         self._acked.setdefault(out, set()).update((segment, cell) for cell in range(first, first + count))
 
+    def suspended(self, incoming: SimInTransfer, landed: set[tuple[int, int]]) -> None:
+        """The link is without lanes: what has landed by now is what a ledger will say."""
+        self._kept[incoming] = landed
+
+    def duplicate(self, incoming: SimInTransfer, segment: int, cell: int) -> None:
+        if (segment, cell) in self._kept.get(incoming, ()):
+            self.violate(ONCE, f"cell {cell} of segment {segment} of {incoming.id} had landed before the link was lost")
+
+    def landed(self, incoming: SimInTransfer, *, commit: bool = False) -> None:
+        if self.on_landing is not None:
+            engine_link: object = incoming.link
+            link = next(link for link in self.links if link.engine_link is engine_link)
+            self.on_landing(link, commit)
+
     def committed(self, incoming: SimInTransfer) -> None:
         landed, total = incoming.cells
         self.note("commit", incoming.id, landed, total)
-        if self.on_commit is not None:
-            self.on_commit()
+        self.landed(incoming, commit=True)
         if landed != total:
             self.violate(WHOLE, f"{incoming.id} committed with {landed} of {total} cells")

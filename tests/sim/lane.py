@@ -177,6 +177,7 @@ class Lane:
             self.engine.later(self._place)
         elif claim == "duplicate":
             incoming.duplicates += 1
+            self.engine.probe.duplicate(incoming, segment, cell)
             self.engine.host.net.count("duplicate cell")
         else:
             self.fail(Reason.OUTSIDE_GRANT, "a cell outside the grant")

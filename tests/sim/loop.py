@@ -52,6 +52,8 @@ class SimLoop(asyncio.AbstractEventLoop):
         self._held: deque[asyncio.Handle] = deque()
         self._frozen_s = 0.0
         self._frozen_at = 0.0
+        self.timers: dict[int, asyncio.TimerHandle] = {}
+        """Those that are neither due nor cancelled."""
         self._readers: dict[int, Callable[[], Any]] = {}
         self._writers: dict[int, Callable[[], Any]] = {}
 
@@ -155,8 +157,13 @@ class SimLoop(asyncio.AbstractEventLoop):
         self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
         handle = asyncio.TimerHandle(when, callback, args, self, context)
-        self.clock.at(when - self._epoch_s, self._line_up, handle)
+        self.timers[id(handle)] = handle
+        self.clock.at(when - self._epoch_s, self._due, handle)
         return handle
+
+    def _due(self, handle: asyncio.TimerHandle) -> None:
+        self.timers.pop(id(handle), None)
+        self._line_up(handle)
 
     def call_later(
         self, delay: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
@@ -164,7 +171,8 @@ class SimLoop(asyncio.AbstractEventLoop):
         return self.call_at(self.time() + delay, callback, *args, context=context)
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """A cancelled timer stays in the heap until it is due."""
+        """It stays in the heap until it is due, and does nothing then."""
+        self.timers.pop(id(handle), None)
 
     def create_future(self) -> asyncio.Future[Any]:
         return asyncio.Future(loop=self)

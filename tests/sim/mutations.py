@@ -7,14 +7,15 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from kvwire import dialler, link, node, outgoing, transfer
+from kvwire import control, dialler, driver, link, node, outgoing, transfer, wire
 from kvwire._ext import frame
-from kvwire.errors import LinkLost
-from kvwire.wire import schema
+from kvwire.errors import KvwireError, LinkLost
+from kvwire.wire import exchange, schema, states
 from kvwire.wire import session as wire_session
 from kvwire.wire import transfers as wire_transfers
 from tests.sim import lane
@@ -234,6 +235,103 @@ def _deadline_cut_short() -> list[Any]:
     return [mock.patch.object(schema, "encode", encode)]
 
 
+# --- links that are suspended and resumed, by whatever promise each of these breaks ----------------------------
+
+
+def _ledger_ignored() -> list[Any]:
+    real = SimOutTransfer.resume
+    return [mock.patch.object(SimOutTransfer, "resume", lambda self, landed: real(self, bytes(len(landed))))]
+
+
+def _ledger_says_too_much() -> list[Any]:
+    real = SimInTransfer.landed
+
+    def landed(self: SimInTransfer) -> bytes:
+        bits = bytearray(real(self))
+        missing = next(at for at in range(8 * len(bits)) if not bits[at >> 3] >> (at & 7) & 1)
+        bits[missing >> 3] |= 1 << (missing & 7)
+        return bytes(bits)
+
+    return [mock.patch.object(SimInTransfer, "landed", landed)]
+
+
+def _ledger_unheeded(answer: str) -> list[Any]:
+    """What a ledger says of an offer that waits for its grant is not looked at."""
+    real = exchange.Exchange._on_ledger
+
+    def on_ledger(self: Any, now: float, message: schema.Ledger) -> None:
+        entry = self._outgoing.get(message.transfer)
+        if message.state != answer or entry is None or entry.state is not states.Transfer.OFFERED:
+            real(self, now, message)
+
+    return [mock.patch.object(exchange.Exchange, "_on_ledger", on_ledger)]
+
+
+def _deaf_to(kind: type[wire.Event]) -> list[Any]:
+    real = link.Link._on_event
+
+    def on_event(self: Any, event: wire.Event) -> None:
+        if not isinstance(event, kind):
+            real(self, event)
+
+    return [mock.patch.object(link.Link, "_on_event", on_event)]
+
+
+def _lost_with_its_connection() -> list[Any]:
+    def lost(self: Any, now: float, error: LinkLost) -> None:
+        self._close("fail", error)
+
+    return [mock.patch.object(wire_session.Session, "lost", lost)]
+
+
+def _suspended_for_ever() -> list[Any]:
+    real = wire_session.Session.lost
+
+    def lost(self: Any, now: float, error: LinkLost) -> None:
+        real(self, now, error)
+        self._resume_due = math.inf
+
+    return [mock.patch.object(wire_session.Session, "lost", lost)]
+
+
+def _suspended_with_lanes() -> list[Any]:
+    return [mock.patch.object(SimEngineLink, "suspend", _nothing)]
+
+
+def _deadlines_wait_for_the_link() -> list[Any]:
+    expire, next_due = exchange.Exchange._expire, exchange.Exchange._next_due
+
+    def is_open(self: Any) -> bool:
+        return self.state is states.Session.OPEN
+
+    return [
+        mock.patch.object(exchange.Exchange, "_expire", lambda self, now: is_open(self) and expire(self, now)),
+        mock.patch.object(exchange.Exchange, "_next_due", lambda self: next_due(self) if is_open(self) else math.inf),
+    ]
+
+
+def _timer_left_behind() -> list[Any]:
+    real = driver.Driver._stop
+
+    def stop(self: Any) -> None:
+        self._timer = None
+        real(self)
+
+    return [mock.patch.object(driver.Driver, "_stop", stop)]
+
+
+def _given_up_in_silence() -> list[Any]:
+    def lose(self: Any, error: KvwireError) -> None:
+        if not self.closed:
+            self._shut(error)
+
+    return [mock.patch.object(link.Link, "_lose", lose)]
+
+
+def _connections_left_open() -> list[Any]:
+    return [mock.patch.object(control.Control, "_task_over", lambda self, task: self.tasks.discard(task))]
+
+
 MUTATIONS = (
     Mutation("checksums are not looked at", EXACT, _no_checksum),
     Mutation("deadlines never come", EXACT, _no_deadlines),
@@ -256,4 +354,17 @@ MUTATIONS = (
     Mutation("as many strangers as like to come", STRANGERS, _any_number_of_strangers),
     Mutation("a source is given back while it is read", TIMED, _source_released_early),
     Mutation("a deadline does not travel as it is", TIMED, _deadline_cut_short),
+    Mutation("a ledger is not looked at, and all is sent again", ONCE, _ledger_ignored),
+    Mutation("a ledger claims a cell that has not landed", LASTING, _ledger_says_too_much),
+    Mutation("a grant is lost with the connection", LASTING, partial(_ledger_unheeded, "active")),
+    Mutation("an offer is lost with the connection", LASTING, partial(_ledger_unheeded, "unknown")),
+    Mutation("what is given up meanwhile goes on at the peer", EXACT, partial(_deaf_to, wire.Dropped)),
+    Mutation("a resumed link gets no lanes", LASTING, partial(_deaf_to, wire.Resumed)),
+    Mutation("a lost connection ends its link", LASTING, _lost_with_its_connection),
+    Mutation("a suspended link never ends", BOUNDED, _suspended_for_ever),
+    Mutation("a suspended link keeps its lanes", BOUNDED, _suspended_with_lanes),
+    Mutation("deadlines stand still while a link is suspended", EXACT, _deadlines_wait_for_the_link),
+    Mutation("a link is given up, and the other end is not told", EXACT, _given_up_in_silence),
+    Mutation("a connection that is lost stays open", BOUNDED, _connections_left_open),
+    Mutation("a link that has ended leaves its timer", BOUNDED, _timer_left_behind),
 )

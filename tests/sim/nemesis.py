@@ -13,6 +13,7 @@ from typing import Any
 from kvwire import KvwireError, sockets, wire
 from kvwire.wire import schema
 from kvwire.wire.transfers import DRAIN_S
+from tests.sim.links import SimLink
 from tests.sim.network import Connection, Host, Kind
 from tests.sim.path import Flow
 from tests.sim.receiving import receive_all
@@ -24,7 +25,7 @@ HANDSHAKE_S = 0.5
 
 
 BUSY_LOOK_S = 0.01
-"""Lanes are best struck while something is on its way; so a fault of theirs waits for that, for a while."""
+"""Links are best struck while something is on its way; so a fault of theirs waits for that, for a while."""
 
 
 class Nemesis:
@@ -34,29 +35,47 @@ class Nemesis:
         self.world = world
         self.net = world.network
         self.rng = world.rng("nemesis")
+        self._rests_until = 0.0
 
     def plan(self) -> None:
         """A calm seed, or some faults of few kinds, so that each kind is also seen alone."""
         kinds = self.rng.sample(list(FAULTS), self.rng.choice((0, 1, 1, 2, 3)))
         # What only these can bring about is rare even so.
-        kinds += [kind for kind in ("long freeze", "lane corrupted") if self.rng.random() < 0.18]
-        if self.rng.random() < 0.15:
-            self.world.history.on_commit = self._at_a_commit
+        more = ["long freeze", "lane corrupted", "lane in a hole", "hand-shake struck"]
+        if self.world.config.resume_timeout_s and not self.world.tight:
+            more += ["control kept away", "link cut off"]
+            if self.rng.random() < 0.7:
+                self.world.history.on_landing = self._in_the_middle
+        kinds += [kind for kind in more if self.rng.random() < 0.2]
         for kind in kinds:
-            for _ in range(self.rng.choice((1, 1, 2, 5))):
+            for _ in range(self.rng.choice((1, 1, 2, 6))):
                 self.world.clock.at(self.rng.random() * STORM_S, self._strike, kind)
+        if self.rng.random() < 0.1:
+            self._strike("hand-shake struck")  # while nobody has a link yet
 
-    def _at_a_commit(self) -> None:
-        """Take the control connection away between the last cell and the receipt, once or twice."""
-        kind = self.rng.choice(("control reset", "control finished", "kill"))
-        if self.rng.random() < 0.5:
-            self.world.history.on_commit = None
-        self.later(0.01 * self.rng.random(), lambda: self._strike(kind))
+    def _in_the_middle(self, link: SimLink, commit: bool) -> None:
+        """Take a link's connection, or its receiver, away: between two cells, or before the receipt; a few times."""
+        now = self.world.clock.now
+        if self.world.storm and now >= self._rests_until and self.rng.random() < (0.4 if commit else 0.2):
+            self._rests_until = now + self.rng.choice((0.05, 0.2, 1.0))
+            self.later(0.002 * self.rng.random() ** 4, lambda: self._take_away(link))
+
+    def _take_away(self, link: SimLink) -> None:
+        control = link.controls[-1]
+        if self.rng.random() < 0.2 and len(self.world.living()) == len(self.net.hosts):
+            self.world.counts["kill"] += 1
+            self._end_process(link.process, silently=False)
+        elif control.alive:
+            name, blow = self.rng.choice(list(BLOWS.items()))
+            self.world.counts[name] += 1
+            self.world.history.note("fault", name)
+            blow(self, control)
 
     def _strike(self, kind: str) -> None:
         if not self.world.storm:
             return
-        if kind.startswith("lane") and not self._lanes_are_busy() and self.rng.random() < 0.95:
+        best_busy = kind.startswith(("lane", "control"))
+        if best_busy and not self._lanes_are_busy() and self.rng.random() < 0.95:
             self.world.clock.at(self.world.clock.now + BUSY_LOOK_S, self._strike, kind)
         elif FAULTS[kind](self):
             self.world.counts[kind] += 1
@@ -70,6 +89,10 @@ class Nemesis:
 
     def peace(self) -> None:
         """Everything works again, as far as it is still there."""
+        self.net.on_control = None
+        for trouble in self.world.troubles:
+            if trouble.heals:
+                trouble.until = min(trouble.until, self.world.clock.now)
         for path in self.net.paths():
             path.parted = False
         for host in self.net.hosts:
@@ -83,79 +106,131 @@ class Nemesis:
 
     # --- connections --------------------------------------------------------------------------------------------
 
-    def _victim(self, kind: Kind, what: str) -> Connection | None:
+    def _victim(self, kind: Kind) -> Connection | None:
         alive = self.net.alive(kind)
         if kind == "lane":
             alive = [lane for lane in alive if any(end.flow.used_bytes for end in lane.ends)] or alive
-        if not alive:
-            return None
-        victim = self.rng.choice(alive)
-        victim.fault(self.world.clock.now, what)
-        return victim
+        return self.rng.choice(alive) if alive else None
+
+    def _fault(self, victim: Connection, what: str, until_s: float = 0.0, *, heals: bool = False) -> None:
+        """Something is done to a connection, until then; if that is a control connection, its link suffers."""
+        now = self.world.clock.now
+        victim.fault(now, what)
+        if victim.kind == "control":
+            self.world.trouble(max(now, until_s), *victim.hosts, heals=heals)
 
     def _flow(self, victim: Connection) -> Flow:
         flows = [end.flow for end in victim.ends]
         return self.rng.choice([flow for flow in flows if flow.used_bytes] or flows)
 
-    def reset(self, kind: Kind) -> bool:
-        victim = self._victim(kind, "reset")
-        for end in victim.ends if victim else ():
+    def strike(self, kind: Kind, blow: Callable[[Nemesis, Connection], None]) -> bool:
+        """One connection of this kind, if there is one."""
+        victim = self._victim(kind)
+        if victim is not None:
+            blow(self, victim)
+        return victim is not None
+
+    def reset(self, victim: Connection) -> None:
+        self._fault(victim, "reset")
+        for end in victim.ends:
             end.fail(errno.ECONNRESET)
-        return victim is not None
 
-    def finish(self, kind: Kind) -> bool:
+    def finish(self, victim: Connection) -> None:
         """An end of the stream that nobody sent: behind what is on its way, in one direction or both."""
-        victim = self._victim(kind, "finished")
-        for end in self.rng.sample(victim.ends, self.rng.randint(1, 2)) if victim else ():
+        self._fault(victim, "finished")
+        for end in self.rng.sample(victim.ends, self.rng.randint(1, 2)):
             end.flow.finish()
-        return victim is not None
 
-    def hole(self, kind: Kind) -> bool:
+    def hole(self, victim: Connection) -> None:
         """Nothing comes through any more, in one direction or both, for a while or until peace."""
-        victim = self._victim(kind, "hole")
-        for end in self.rng.sample(victim.ends, self.rng.randint(1, 2)) if victim else ():
+        for end in self.rng.sample(victim.ends, self.rng.randint(1, 2)):
             end.flow.hole = True
-            if self.rng.random() < 0.5:
-                self.later(self.rng.choice((0.1, 1.0)), partial(self._close_hole, end.flow))
-        return victim is not None
+            seconds = self.rng.choice((0.1, 1.0, STORM_S, STORM_S))
+            self._fault(victim, "hole", self.world.clock.now + seconds, heals=True)
+            self.later(seconds, partial(self._close_hole, end.flow))
 
     def _close_hole(self, flow: Flow) -> None:
         flow.hole = False
         flow.release()
 
-    def stall(self, kind: Kind) -> bool:
-        victim = self._victim(kind, "stall")
-        if victim is not None:
-            self._flow(victim).stall(self.rng.choice((0.05, 0.5, 2.0)))
-        return victim is not None
+    def stall(self, victim: Connection) -> None:
+        seconds = self.rng.choice((0.05, 0.5, 2.0))
+        self._fault(victim, "stall", self.world.clock.now + seconds)
+        self._flow(victim).stall(seconds)
 
-    def corrupt(self, kind: Kind) -> bool:
-        victim = self._victim(kind, "corrupt")
-        for end in victim.ends if victim else ():
+    def corrupt(self, victim: Connection) -> None:
+        self._fault(victim, "corrupt")
+        for end in victim.ends:
             end.flow.corrupt = True
-        if victim is not None:
-            victim.tainted = kind == "control"
-        return victim is not None
+        victim.tainted = victim.kind == "control"
+
+    def garble(self, victim: Connection) -> None:
+        """What the dialler says next is damaged: best a greeting, which is noticed as often as not."""
+        self._fault(victim, "corrupt")
+        victim.ends[0].flow.corrupt = victim.tainted = True
+
+    def keep_away(self, victim: Connection) -> None:
+        """A link loses its connection, and gets no other for a while."""
+        self._refuse(victim.hosts[1], self.rng.choice((0.2, 1.0, 2.5)))
+        self.rng.choice((Nemesis.reset, Nemesis.finish))(self, victim)
+
+    def cut_off(self, victim: Connection) -> None:
+        """A link loses its connection, and what its lanes have under way."""
+        self._part(*victim.hosts)
+        self.reset(victim)
+
+    def strike_handshakes(self) -> bool:
+        """The next few control connections are struck before, or just when, both sides have greeted."""
+        left = self.rng.choice((2, 4, 8))
+
+        def on_control(connection: Connection) -> None:
+            nonlocal left
+            blow = self.rng.choice(HANDSHAKE_BLOWS)
+            round_trip_s = 2 * connection.ends[0].flow.path.latency_s
+            pause_s = max(host.loop.pace_s for host in connection.hosts if host.loop is not None)
+            longest_s = round_trip_s if blow is Nemesis.garble else 3 * round_trip_s + 10 * pause_s
+            self.later(longest_s * self.rng.random(), lambda: blow(self, connection))
+            left -= 1
+            if not left:
+                self.net.on_control = None
+
+        self.net.on_control = on_control
+        if self.rng.random() < 0.5:  # so that there will be one
+            self.strike("control", Nemesis.reset)
+        return True
+
+    def silence(self, victim: Connection) -> None:
+        """Longer than anybody waits for a greeting."""
+        seconds = self.world.config.handshake_timeout_s + 2.0
+        self._fault(victim, "silence", self.world.clock.now + seconds)
+        for end in victim.ends:
+            end.flow.stall(seconds)
 
     # --- paths --------------------------------------------------------------------------------------------------
 
     def partition(self) -> bool:
-        one, other = self.rng.sample(self.net.hosts, 2)
-        path = self.net.path(one, other)
-        path.parted = True
+        self._part(*self.rng.sample(self.net.hosts, 2))
+        return True
+
+    def _part(self, one: Host, other: Host) -> None:
+        self.net.path(one, other).parted = True
         for connection in self.net.between(one, other):
             connection.fault(self.world.clock.now, "partition")
-        self.later(self.rng.choice((0.1, 1.0, 2.5)), lambda: self._heal(one, other))
-        return True
+        seconds = self.rng.choice((0.1, 1.0, 2.5))
+        self.world.trouble(self.world.clock.now + seconds, one, other, heals=True)
+        self.later(seconds, lambda: self._heal(one, other))
 
     def _heal(self, one: Host, other: Host) -> None:
         self.net.path(one, other).parted = False
         self.net.release()
 
     def refuse(self) -> bool:
-        host = self.rng.choice(self.net.hosts)
-        host.refuses_until = self.world.clock.now + self.rng.choice((0.2, 1.0))
+        self._refuse(self.rng.choice(self.net.hosts), self.rng.choice((0.2, 1.0)))
         return True
+
+    def _refuse(self, host: Host, seconds: float) -> None:
+        host.refuses_until = max(host.refuses_until, self.world.clock.now + seconds)
+        self.world.trouble(host.refuses_until, host, heals=True)
 
     def slow(self) -> bool:
         path = self.rng.choice(list(self.net.paths()))
@@ -170,15 +245,21 @@ class Nemesis:
         if not awake:
             return False
         process = self.rng.choice(awake)
-        process.loop.freeze()
-        self.later(self.rng.choice(durations_s), partial(self._thaw, process, self.world.clock.now))
+        self._freeze(process, self.rng.choice(durations_s))
         return True
+
+    def _freeze(self, process: Process, seconds: float) -> None:
+        process.loop.freeze()
+        self.world.trouble(self.world.clock.now + seconds, process.host)
+        self.later(seconds, partial(self._thaw, process, self.world.clock.now))
 
     def slow_python(self) -> bool:
         """Each callback takes long, so that what comes from the engine and from timers piles up in any order."""
         process = self.rng.choice(self.world.living())
         process.slow_down(self.rng.choice((0.005, 0.05)))
-        self.later(self.rng.choice((0.5, 2.0)), process.speed_up)
+        seconds = self.rng.choice((0.5, 2.0))
+        self.world.trouble(self.world.clock.now + seconds, process.host)
+        self.later(seconds, process.speed_up)
         return True
 
     def _thaw(self, process: Process, frozen_at: float) -> None:
@@ -190,11 +271,15 @@ class Nemesis:
         process.thawed_at.append(now)
         process.loop.thaw()
 
-    def _end_process(self, silently: bool) -> bool:
+    def end_some(self, *, silently: bool) -> bool:
+        """A process ends, with a word of its kernel or, with its host, without."""
         living = self.world.living()
         if len(living) < len(self.net.hosts):
             return False
-        process = self.rng.choice(living)
+        self._end_process(self.rng.choice(living), silently)
+        return True
+
+    def _end_process(self, process: Process, silently: bool) -> None:
         process.die()
         host = process.host
         host.down = silently
@@ -208,14 +293,9 @@ class Nemesis:
                 end.vanish()
             else:
                 end.close()
-        self.later(self.rng.choice((0.05, 0.5, 1.5)), lambda: self._restart(host))
-        return True
-
-    def kill(self) -> bool:
-        return self._end_process(silently=False)
-
-    def crash(self) -> bool:
-        return self._end_process(silently=True)
+        seconds = self.rng.choice((0.05, 0.5, 1.5))
+        self.world.trouble(self.world.clock.now + seconds, host, heals=True)
+        self.later(seconds, lambda: self._restart(host))
 
     def _restart(self, host: Host) -> None:
         if host.loop is not None and host.loop.dead:
@@ -242,8 +322,7 @@ class Nemesis:
         for _ in range(3 if others else 0):
             other = self.rng.choice(others)
             other.spawn(self._bother, other, process.host, random.Random(self.rng.random()))
-        process.loop.freeze()
-        self.later(0.2, partial(self._thaw, process, self.world.clock.now))
+        self._freeze(process, 0.2)
 
     async def _close(self, process: Process) -> None:
         assert process.node is not None
@@ -288,25 +367,38 @@ class Nemesis:
                         pass
 
 
+BLOWS = {
+    "control reset": Nemesis.reset,
+    "control finished": Nemesis.finish,
+    "control kept away": Nemesis.keep_away,
+    "link cut off": Nemesis.cut_off,
+}
+"""What takes the control connection of one link away for certain."""
+
+HANDSHAKE_BLOWS = (Nemesis.reset, Nemesis.finish, Nemesis.silence, Nemesis.silence, Nemesis.garble)
+
 FAULTS: dict[str, Callable[[Nemesis], bool]] = {
-    "lane reset": lambda n: n.reset("lane"),
-    "lane finished": lambda n: n.finish("lane"),
-    "lane in a hole": lambda n: n.hole("lane"),
-    "lane stalled": lambda n: n.stall("lane"),
-    "lane corrupted": lambda n: n.corrupt("lane"),
-    "control reset": lambda n: n.reset("control"),
-    "control finished": lambda n: n.finish("control"),
-    "control in a hole": lambda n: n.hole("control"),
-    "control stalled": lambda n: n.stall("control"),
-    "control corrupted": lambda n: n.corrupt("control"),
+    "lane reset": lambda n: n.strike("lane", Nemesis.reset),
+    "lane finished": lambda n: n.strike("lane", Nemesis.finish),
+    "lane in a hole": lambda n: n.strike("lane", Nemesis.hole),
+    "lane stalled": lambda n: n.strike("lane", Nemesis.stall),
+    "lane corrupted": lambda n: n.strike("lane", Nemesis.corrupt),
+    "control reset": lambda n: n.strike("control", Nemesis.reset),
+    "control finished": lambda n: n.strike("control", Nemesis.finish),
+    "control in a hole": lambda n: n.strike("control", Nemesis.hole),
+    "control stalled": lambda n: n.strike("control", Nemesis.stall),
+    "control corrupted": lambda n: n.strike("control", Nemesis.corrupt),
+    "link cut off": lambda n: n.strike("control", Nemesis.cut_off),
+    "control kept away": lambda n: n.strike("control", Nemesis.keep_away),
+    "hand-shake struck": Nemesis.strike_handshakes,
     "partition": Nemesis.partition,
     "refusal": Nemesis.refuse,
     "slow path": Nemesis.slow,
     "freeze": lambda n: n.freeze(0.01, 0.5, 4.0),
     "long freeze": lambda n: n.freeze(DRAIN_S + 15.0),
     "slow Python": Nemesis.slow_python,
-    "kill": Nemesis.kill,
-    "crash": Nemesis.crash,
+    "kill": lambda n: n.end_some(silently=False),
+    "crash": lambda n: n.end_some(silently=True),
     "node closed": Nemesis.close_node,
     "strangers": Nemesis.strangers,
 }
@@ -320,4 +412,4 @@ def begin(process: Process) -> None:
     rng = process.rng("plan")
     for host in process.world.network.hosts:
         if host.number < process.host.number or (host is not process.host and rng.random() < 0.4):
-            process.spawn(send_some, process, host, rng.randint(6, 10) if process.tight else rng.randint(2, 4))
+            process.spawn(send_some, process, host, rng.randint(7, 11) if process.tight else rng.randint(4, 7))

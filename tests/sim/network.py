@@ -17,6 +17,7 @@ from tests.sim.clock import Clock
 from tests.sim.path import Flow, Path
 
 if TYPE_CHECKING:
+    from tests.sim.links import SimLink
     from tests.sim.loop import SimLoop
 
 SYN_RETRY_S = 1.0
@@ -111,8 +112,7 @@ class End:
             return
         self._gone()
         if not self.error and self.rx:  # unread bytes: the other side is told that they are lost
-            path = self.flow.path
-            self.flow.net.clock.at(self.flow.net.clock.now + path.latency_s, self._reset_peer)
+            self.flow.behind(self._reset_peer)
         elif not self.error and not self._shut:
             self.flow.finish()
 
@@ -143,6 +143,8 @@ class Connection:
         self.tainted = False
         """Bytes of a control connection were changed, which nothing can notice in plain mode."""
         self.faults: list[tuple[float, str]] = []
+        self.links: list[SimLink] = []
+        """The two ends of the link that it carries, as far as there are any."""
         self.uninvited = False
         """Made by somebody who will never say who they are."""
         self.ends = (End(dialler, fds[0], self), End(acceptor, fds[1], self))
@@ -154,6 +156,9 @@ class Connection:
         """What it is for, by its first bytes, which are the dialler's."""
         self.named = True
         self.kind = MAGIC.get(first[:4], "stranger")
+        net = self.ends[0].flow.net
+        if self.kind == "control" and net.on_control is not None:
+            net.on_control(self)
 
     @property
     def alive(self) -> bool:
@@ -221,6 +226,8 @@ class Network:
         self.connections: list[Connection] = []
         self._paths = {(a, b): Path(rng) for b in range(hosts) for a in range(b + 1)}
         self._fd = 1000
+        self.on_control: Callable[[Connection], None] | None = None
+        """Called with each connection whose first bytes say that it is a control connection."""
         self.crc = 0
         """Over every byte that anybody ever sent, in the order of sending."""
 

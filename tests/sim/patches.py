@@ -18,11 +18,13 @@ from typing import Any
 from unittest import mock
 
 import kvwire
+import kvwire.link
 import kvwire.sockets
 from kvwire._ext import engine, incoming, lanes, outgoing
 from kvwire.wire import states
 from tests.sim import sockets
 from tests.sim.engine import SimEngine, SimEngineLink
+from tests.sim.links import SimLink
 from tests.sim.transfers import SimInTransfer, SimOutTransfer
 
 ON_LOOP, ELSEWHERE = 1, 2
@@ -92,6 +94,7 @@ def simulated(rng: random.Random, counts: Counter[str]) -> Iterator[None]:
         (lanes.EngineLink, SimEngineLink),
         (outgoing.OutTransfer, SimOutTransfer),
         (incoming.InTransfer, SimInTransfer),
+        (kvwire.link.Link, SimLink),
     ]
     with contextlib.ExitStack() as stack:
         for module in _modules():

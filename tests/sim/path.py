@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import random
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from kvwire._ext.crc32c import crc32c
@@ -97,6 +98,10 @@ class Flow:
         """The source sends no more: FIN, behind everything that is on its way."""
         self._segment(None)
 
+    def behind(self, run: Callable[[object], None]) -> None:
+        """Call this at the other side once all that is on its way has come, or would have."""
+        self.net.clock.at(max(self.net.clock.now + self.path.latency_s, self._arrives_at), run)
+
     def stall(self, seconds: float) -> None:
         """Whatever is sent from now on arrives this much later."""
         self._free_at = max(self._free_at, self.net.clock.now) + seconds
@@ -132,7 +137,7 @@ class Flow:
             self._unacked -= len(data or b"")
         if target.closed:
             if data:  # nobody there: RST
-                self.net.clock.at(self.net.clock.now + self.path.latency_s, self.source.fail, errno.ECONNRESET)
+                target.flow.behind(lambda _: self.source.fail(errno.ECONNRESET))
             return
         if data is None:
             target.rx_eof = True

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 
 import numpy as np
 
 from kvwire import Closed, Incoming, KvwireError, LeaseHeld
-from tests.sim.history import BOUNDED, EXACT, WHOLE, Record
+from tests.sim.history import BOUNDED, EXACT, WHOLE, Half, Record
+from tests.sim.links import sim_link
 from tests.sim.memory import Held, all_blocks, some_blocks
 from tests.sim.sending import end
 from tests.sim.world import Process
@@ -32,6 +34,7 @@ class Receive:
         self.process = process
         self.world = process.world
         self.incoming = incoming
+        self.link = sim_link(incoming.link)
         self.request_id = incoming.manifest.request_id
         self.rng = process.rng(f"{self.request_id} received")
 
@@ -47,15 +50,19 @@ class Receive:
         if record is None or incoming.manifest != record.manifest:  # a damaged offer on a link without checksums
             await self._refuse()
             return
+        if record.incoming is not None:  # to a former life of this process
+            self.world.counts["offer to another life"] += 1
+            record.receiver, record.offered_again = Half(), True
         record.incoming = incoming
         record.receiver.began_at = self.world.clock.now
         self.world.history.note("offered", self.request_id)
         if self._chance(0.15):
             await asyncio.sleep(self._soon())
+        if self._chance(self.world.whims):
+            await self._for_a_loss()
         if self._chance(0.12):
             self.world.counts["offer refused"] += 1
-            await self._refuse()
-            end(self.process, record, record.receiver, "refused")
+            await self._refuse_and_end(record)
             return
         if self._chance(0.05):
             self.world.counts["offer given up by the receiver"] += 1
@@ -69,15 +76,31 @@ class Receive:
         wanted = some_blocks(self.rng, record.manifest) if self._chance(0.5) else all_blocks(record.manifest)
         held = self.process.memory.take(wanted)
         if held is None or not (wanted or record.manifest.attachment):
-            await self._refuse()
-            end(self.process, record, record.receiver, "refused")
+            await self._refuse_and_end(record)
             return
         outcome = await self._grant_and_take(record, held)
         self._over(record, held, outcome)
 
-    async def _refuse(self) -> None:
-        with contextlib.suppress(Closed):  # over meanwhile
+    async def _for_a_loss(self) -> None:
+        """Dawdle, best until the link has lost its connection."""
+        lost = asyncio.Event()
+        self.link.on_loss.append(lost.set)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await lost.wait()
+                await asyncio.sleep(self.rng.choice((0.0, 0.05, 1.0)))
+
+    async def _refuse(self) -> bool:
+        """False if it is over meanwhile."""
+        try:
             await self.incoming.refuse("no")
+        except Closed:
+            return False
+        return True
+
+    async def _refuse_and_end(self, record: Record) -> None:
+        refused = await self._refuse()
+        end(self.process, record, record.receiver, "refused" if refused else await self._committed(record))
 
     async def _grant_and_take(self, record: Record, held: Held) -> str | BaseException:
         try:
@@ -85,9 +108,14 @@ class Receive:
         except Closed:  # over meanwhile; why is what the commit says
             return await self._committed(record)
         record.receiver.granted_at = self.world.clock.now
+        self.world.counts["grant while suspended"] += self.link.suspended
         looking = self.process.spawn(self._look_at_layers, record, held)
         if self._chance(0.15):
             self._abort_later(record)
+        if self._chance(self.world.whims):
+            self.link.on_loss.append(lambda: self._abort_now(record))
+        if self._chance(self.world.whims):
+            self.link.on_return.append(lambda: self._abort_now(record))
         outcome = await self._committed(record)
         looking.cancel()
         return outcome
@@ -97,7 +125,7 @@ class Receive:
         if self._chance(0.1):
             self.process.loop.call_later(self._soon(), waiting.cancel)
         try:
-            await self.process.within("a commit", record.deadline_s, waiting, record.control)
+            await self.process.within("a commit", record.deadline_s, waiting, self.link)
         except asyncio.CancelledError:
             self.incoming.abort_nowait("its task was cancelled")
             return "committed" if self.incoming.state == "committed" else "cancelled"
@@ -105,12 +133,16 @@ class Receive:
             return error
         return "committed"
 
-    def _abort_later(self, record: Record) -> None:
-        def abort() -> None:
-            self.world.counts["receiver aborted"] += self.incoming.state == "active"
-            record.receiver.aborted = True
-            self.incoming.abort_nowait("whim")
+    def _abort_now(self, record: Record) -> None:
+        if record.receiver.ended_at is not None:
+            return
+        self.world.counts["receiver aborted"] += self.incoming.state == "active"
+        self.world.counts["abort while suspended"] += self.incoming.state == "active" and self.link.suspended
+        record.receiver.aborted = True
+        self.incoming.abort_nowait("whim")
 
+    def _abort_later(self, record: Record) -> None:
+        abort = partial(self._abort_now, record)
         if self.rng.random() < 0.5:
             self.process.loop.call_later(self._soon(), abort)
         else:

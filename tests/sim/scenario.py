@@ -14,7 +14,7 @@ from tests.sim.nemesis import Nemesis, begin
 from tests.sim.patches import simulated
 from tests.sim.sending import Send
 from tests.sim.verdict import Verdict
-from tests.sim.world import STORM_S, Process, World, control_of
+from tests.sim.world import STORM_S, Process, World
 
 PATIENCE_S = 400.0
 """Above every deadline that a scenario has, one after the other."""
@@ -89,8 +89,10 @@ def _play(world: World) -> None:
     nemesis.peace()
     if not _wait_for_users(world):
         return
-    # What is still on its way to an end: a half-open connection, a DRAINED that nobody owes any more.
-    world.clock.run(lambda: False, DRAIN_S + world.config.tcp_user_timeout_s + 1.0)
+    # What is still on its way to an end: a half-open connection, a link whose peer is gone, a DRAINED that nobody owes.
+    config = world.config
+    settled_s = config.ping_interval_s + config.tcp_user_timeout_s + max(DRAIN_S, config.resume_timeout_s)
+    world.clock.run(lambda: False, settled_s + 2.0)
     for process in world.living():
         verdict.on_tables(process)
     world.honest = True
@@ -98,6 +100,7 @@ def _play(world: World) -> None:
         process.spawn(_send_honestly, process)
     if not _wait_for_users(world):
         return
+    verdict.on_links()
     verdict.on_transfers()
     verdict.on_strangers()
     for process in world.living():
@@ -132,9 +135,9 @@ async def _send_honestly(process: Process) -> None:
         link = process.link_from(host)
         if host.number > process.host.number and link is None:
             continue  # the other one dials
-        if link is None or control_of(link).tainted:
+        if link is None or link.tainted:
             link = await process.link_to(host)
-        if link is not None and control_of(link).tainted:
+        if link is not None and link.tainted:
             await link.close()
             link = await process.link_to(host)
         if link is None:

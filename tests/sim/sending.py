@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
-from kvwire import Closed, KvwireError, LeaseHeld, Link, Outgoing
+from kvwire import Closed, KvwireError, LeaseHeld, Outgoing
 from tests.sim.history import BOUNDED, EXACT, Half, Record
+from tests.sim.links import SimLink
 from tests.sim.memory import Held, all_blocks, some_manifest
 from tests.sim.network import Host
-from tests.sim.world import STORM_S, Process, control_of
+from tests.sim.world import STORM_S, Process
 
 SHORT_S, LONG_S = 2.0, 75.0
 
@@ -31,7 +32,7 @@ async def send_some(process: Process, peer: Host, count: int) -> None:
 class Send:
     """One transfer, from its offer to its end. `honest`: without any whim, and it has to succeed."""
 
-    def __init__(self, process: Process, link: Link, request_id: str, *, honest: bool = False) -> None:
+    def __init__(self, process: Process, link: SimLink, request_id: str, *, honest: bool = False) -> None:
         self.process = process
         self.world = process.world
         self.link = link
@@ -50,12 +51,12 @@ class Send:
         deadline_s = LONG_S if self.honest else self.rng.choice((0.2, SHORT_S, LONG_S, LONG_S))
         if self.world.tight and not self.honest:
             deadline_s = self.rng.choice((0.3, 0.5))
-        timeout_s = 20.0 if self.honest else self.rng.choice((0.3, 5.0, 20.0))
-        control = control_of(self.link)
-        record = Record(manifest, memory.fill(held, manifest), deadline_s, timeout_s, control)
+        timeout_s = 20.0 if self.honest else self.rng.choice((0.3, 5.0, 20.0, 20.0))
+        record = Record(manifest, memory.fill(held, manifest), deadline_s, timeout_s, self.link)
         record.sender.began_at = self.world.clock.now
         self.world.history.records[self.request_id] = record
         self.world.history.note("offer", self.request_id, deadline_s, timeout_s)
+        self.world.counts["offer while suspended"] += self.link.suspended
         outcome = await self._offer_and_send(record, held)
         self._over(record, held, outcome)
 
@@ -70,8 +71,10 @@ class Send:
         offering = self.process.loop.create_task(record_offer)
         if self._chance(0.15):
             self.process.loop.call_later(self._soon(), self._cancel_offer, record, offering)
+        if self._chance(self.world.cancels):
+            self.link.on_loss.append(lambda: self._cancel_offer(record, offering))
         try:
-            out = await self.process.within("a grant", record.timeout_s, offering, record.control)
+            out = await self.process.within("a grant", record.timeout_s, offering, record.link)
         except asyncio.CancelledError:
             self.world.counts["offer cancelled"] += 1
             return "cancelled"
@@ -158,8 +161,12 @@ class Send:
             self._abort_later(record, out)
         if self._chance(0.03):
             self.process.loop.call_later(self._soon(), lambda: self.process.spawn(self._close_link))
+        if self._chance(self.world.whims):
+            self.link.on_loss.append(lambda: self._abort_now(record, out))
+        if self._chance(0.05):
+            self.link.on_loss.append(self._close_link_soon)
         try:
-            receipt = await self.process.within("a receipt", record.deadline_s, waiting, record.control)
+            receipt = await self.process.within("a receipt", record.deadline_s, waiting, record.link)
         except asyncio.CancelledError:
             self.world.counts["wait cancelled"] += 1
             out.abort_nowait("its task was cancelled")
@@ -170,21 +177,26 @@ class Send:
             self.world.history.violate(EXACT, f"the receipt of {record.request_id} names {receipt.request_id}")
         return "committed"
 
-    def _abort_later(self, record: Record, out: Outgoing) -> None:
-        def abort() -> None:
-            self.world.counts["sender aborted"] += out.state == "active"
-            record.sender.aborted = True
-            out.abort_nowait("whim")
+    def _abort_now(self, record: Record, out: Outgoing) -> None:
+        if record.sender.ended_at is not None:
+            return
+        self.world.counts["sender aborted"] += out.state == "active"
+        self.world.counts["abort while suspended"] += out.state == "active" and self.link.suspended
+        record.sender.aborted = True
+        out.abort_nowait("whim")
 
+    def _abort_later(self, record: Record, out: Outgoing) -> None:
+        abort = partial(self._abort_now, record, out)
         if self.rng.random() < 0.5:
             self.process.loop.call_later(self._soon(), abort)
         else:
             self.process.loop.native(self._soon(), abort)
 
+    def _close_link_soon(self) -> None:
+        self.process.loop.call_later(self._soon(), lambda: self.process.spawn(self._close_link))
+
     async def _close_link(self) -> None:
         self.world.counts["link closed by its user"] += 1
-        if not self.link.closed:
-            control_of(self.link).fault(self.world.clock.now, "closed")
         await self.process.within("closing a link", 1.0, self.link.close(), None)
 
     def _over(self, record: Record, held: Held, outcome: str | BaseException) -> None:

@@ -47,5 +47,6 @@ def test_what_had_landed_before_the_link_was_lost_is_not_queued_again() -> None:
     out.resume(incoming.landed())
     assert [link.queue.claim(9) for _ in range(3)] == [(1, 0, 1, 1, 1), (1, 1, 0, 1, 2), None]
     assert out.cells == (2, 5)
+    out.ready(0, 3, 1)
     out.commit()
     assert (out.state, out.cells) == ("committed", (5, 5))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from kvwire._ext.layout import Segment
 from kvwire._ext.ledger import Ledger
-from kvwire.errors import AttachmentError, Closed, ReadyError, SpecError
+from kvwire.errors import AttachmentError, Closed, ProtocolError, ReadyError, SpecError
 
 if TYPE_CHECKING:
     from kvwire._ext.handles import State
@@ -118,15 +118,21 @@ class SimOutTransfer:
 
         `landed`: a bit for each cell, in the order of segments, least significant first.
         """
+        self.link.check()
+        cells = [(segment, cell) for segment, count in enumerate(self._counts) for cell in range(count)]
+        if len(landed) != _cells(len(cells), 8):
+            raise ProtocolError(f"a ledger of {len(landed)} bytes; {len(cells)} cells take {_cells(len(cells), 8)}")
+        there = {at for at in range(8 * len(landed)) if landed[at >> 3] >> (at & 7) & 1}
+        for at in there:
+            if at >= len(cells) or not self._is_ready(*cells[at]):
+                raise ProtocolError(f"a ledger with cell {at}, which was never sent")
+        if not self.suspended:  # granted after the link came back: nothing of it was lost
+            return
         self.suspended = False
-        at = 0
-        for segment, count in enumerate(self._counts):
-            for cell in range(count):
-                if landed[at >> 3] >> (at & 7) & 1:
-                    self._ack(segment, cell, 1)
-                elif self._is_ready(segment, cell):
-                    self._queue(segment, cell, 1)
-                at += 1
+        self._acked = {cells[at] for at in there}
+        for at, (segment, cell) in enumerate(cells):
+            if self.state == "active" and at not in there and self._is_ready(segment, cell):
+                self._queue(segment, cell, 1)
         self.link.wake()
 
     def _is_ready(self, segment: int, cell: int) -> bool:
@@ -144,11 +150,17 @@ class SimOutTransfer:
 
     def on_acked(self, segment: int, first: int, count: int) -> None:
         """The receiver has dealt with these cells."""
-        self._ack(segment, first, count)
+        self._acked.update((segment, cell) for cell in range(first, first + count))
         self.link.engine.probe.acked(self, segment, first, count)
 
-    def _ack(self, segment: int, first: int, count: int) -> None:
-        self._acked.update((segment, cell) for cell in range(first, first + count))
+    def ready_blocks(self, segment: int) -> bytes:
+        """A byte for each block of a segment, in grant order: 1 where it is ready."""
+        return bytes(self._block_ready[segment])
+
+    @property
+    def attachment(self) -> bytes | None:
+        """What `attach` was given, packed."""
+        return self._attachment
 
     @property
     def all_ready(self) -> bool:
@@ -165,15 +177,19 @@ class SimOutTransfer:
         return (total if self.state == "committed" else len(self._acked)), total
 
     def commit(self) -> None:
-        """The receipt has come."""
+        """The receipt has come, or a ledger that says the same."""
+        if not self.all_ready:
+            raise ProtocolError("a receipt for cells that were not ready")
         self._times_ns[2] = _now_ns(self.link)
         self.end("committed")
 
     def end(self, state: State) -> None:
-        """The transfer is over. Its runs in the queue are dropped when they are claimed."""
+        """The transfer is over. Its runs in the queue are dropped when they are claimed, of an aborted one at once."""
         if self.state == "active":
             self.state = state
             self.link.out.pop(self.id)
+            if state == "aborted":
+                self.link.queue.remove(self.id)
             self.link.engine.mark(self)
 
     def abort(self) -> State:
@@ -249,7 +265,9 @@ class SimInTransfer:
 
     def land(self, segment: int, cell: int) -> None:
         """A cell is in place; the last one commits."""
-        if not self._ledger.land(segment, cell):
+        whole = self._ledger.land(segment, cell)
+        self.link.engine.probe.landed(self)
+        if not whole:
             return
         self._done.append(segment)
         if self._ledger.missing_total:
@@ -278,6 +296,11 @@ class SimInTransfer:
                 bits[at >> 3] |= self._ledger.landed(segment, cell) << (at & 7)
                 at += 1
         return bytes(bits)
+
+    def landed_cells(self) -> set[tuple[int, int]]:
+        """The same as (segment, cell), for whoever checks."""
+        everything = [(segment, cell) for segment, count in enumerate(self._counts) for cell in range(count)]
+        return {(segment, cell) for segment, cell in everything if self._ledger.landed(segment, cell)}
 
     @property
     def cells(self) -> tuple[int, int]:

@@ -9,12 +9,14 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-from kvwire import Config, KvwireError, Link, Node
+from kvwire import Config, KvwireError, Node
 from tests.sim.clock import Clock
 from tests.sim.history import EXACT, History
+from tests.sim.links import SimLink, sim_link
 from tests.sim.loop import SimLoop
 from tests.sim.memory import Memory
-from tests.sim.network import Connection, Host, Network
+from tests.sim.network import Host, Network
+from tests.sim.troubles import Trouble
 
 T = TypeVar("T")
 
@@ -25,6 +27,8 @@ BACKLOG = 200
 """Callbacks that may be waiting when something is due."""
 STORM_S = 3.0
 """How long faults are made and transfers are begun."""
+RESUME_S = (0.0, 0.5, 2.0, 30.0, 30.0, 30.0)
+"""Not at all; shorter than some faults; longer than all but the longest."""
 
 
 class World:
@@ -41,9 +45,14 @@ class World:
         self.honest = False
         """Only transfers without any whim: what still has to work when the storm is over."""
         self.processes: list[Process] = []
-        self.tight = rng.random() < 0.25
+        self.troubles: list[Trouble] = []
+        self.tight = rng.random() < 0.35
         """Deadlines are short and Python is slow: what ends a transfer and what ends it too come at one time."""
         self.config = some_config(rng, self.tight)
+        self.whims = 0.02 if self.tight or not self.config.resume_timeout_s else rng.choice((0.1, 0.6, 0.6))
+        """How likely users are to act just when a link has lost its connection, or has it back."""
+        self.cancels = self.whims * rng.choice((0, 1))
+        """The same of who waits for a grant; not always, or nobody sees what becomes of grants that come meanwhile."""
         for path in self.network.paths():
             path.hiccup_share = 0.25 if self.tight else path.hiccup_share
         for host in self.network.hosts:
@@ -58,6 +67,10 @@ class World:
         self.processes.append(process)
         host.loop = process.loop
         return process
+
+    def trouble(self, until_s: float, *hosts: Host, heals: bool = False) -> None:
+        """From now until then something stands between these hosts, or this host and all others."""
+        self.troubles.append(Trouble(self.clock.now, until_s, frozenset(hosts), heals))
 
     def living(self) -> list[Process]:
         return [process for process in self.processes if not process.loop.dead]
@@ -76,7 +89,7 @@ def some_config(rng: random.Random, tight: bool) -> Config:
         transfer_timeout_s=60.0,
         ping_interval_s=rng.choice((0.5, 5.0)),
         tcp_user_timeout_s=rng.choice((0.5, 5.0, 45.0)),
-        resume_timeout_s=0,  # what is checked here is the life of a link between its losses
+        resume_timeout_s=rng.choice(RESUME_S),
     )
 
 
@@ -107,17 +120,18 @@ class Process:
         self.closing = False
         self.thawed_at: list[float] = []
         self._requests = 0
-        self.links: dict[str, Link] = {}
+        self.died_at: float | None = None
+        self.links: dict[str, SimLink] = {}
         """Links that this process has dialled, by the address of the peer."""
 
     def rng(self, what: str) -> random.Random:
         return self.world.rng(f"{self.name}/{what}")
 
-    def link_from(self, host: Host) -> Link | None:
+    def link_from(self, host: Host) -> SimLink | None:
         """A link that a host has dialled to this process, if there is one: either side may offer."""
         for link in self.node.links if self.node is not None else ():
             if link._dialler is None and link._greeted.done() and link.peer.startswith(f"{host.address} "):
-                return link
+                return sim_link(link)
         return None
 
     def slow_down(self, pace_s: float) -> None:
@@ -161,7 +175,7 @@ class Process:
             where = traceback.extract_tb(error.__traceback__)[-1]
             self.world.history.violate(EXACT, f"{error!r} left kvwire untyped, from {where.name}:{where.lineno}")
 
-    async def within(self, what: str, limit_s: float, awaitable: Awaitable[T], connection: Connection | None) -> T:
+    async def within(self, what: str, limit_s: float, awaitable: Awaitable[T], link: SimLink | None) -> T:
         """Wait for something that has to be over by then, whatever becomes of it."""
         number = self.world.clock.serial()
         began, frozen = self.world.clock.now, self.loop.frozen_s()
@@ -171,12 +185,13 @@ class Process:
         finally:
             waited = self.waiting.pop(number)
             took = self.world.clock.now - began - (self.loop.frozen_s() - frozen)
-            tainted = connection is not None and connection.tainted
+            tainted = link is not None and link.tainted
             if took > limit_s + self.slack_s and not self.loop.dead and not tainted:
                 self.world.history.violate(EXACT, f"{waited}: took {took:.3f} s")
 
     def die(self) -> None:
         """All at once: no Python, no engine."""
+        self.died_at = self.world.clock.now
         self.loop.die()
 
     # --- the node -----------------------------------------------------------------------------------------------
@@ -185,7 +200,7 @@ class Process:
         self.node = await Node.serve(self.host.address, PORT, self.world.config)
         return self.node
 
-    async def link_to(self, host: Host) -> Link | None:
+    async def link_to(self, host: Host) -> SimLink | None:
         """The link to a host that this process dials; None where it cannot be had now."""
         link = self.links.get(host.address)
         if link is not None and not link.closed:
@@ -193,22 +208,14 @@ class Process:
         assert self.node is not None
         limit_s = self.world.config.connect_timeout_s
         try:
-            link = await self.within("connect", limit_s, self.node.connect(host.address, PORT), None)
+            made = await self.within("connect", limit_s, self.node.connect(host.address, PORT), None)
         except KvwireError as error:
             self.world.history.note("no link", self.name, type(error).__name__)
             return None
-        old = self.links.get(host.address)
+        link, old = sim_link(made), self.links.get(host.address)
         if old is not None and not old.closed:  # two tasks dialled at once
             await link.close()
             return old
         self.links[host.address] = link
         self.world.counts["link made"] += 1
         return link
-
-
-def control_of(link: Link) -> Connection:
-    """The control connection of a link that is up."""
-    assert link._control is not None
-    sock: Any = link._control._sock
-    connection: Connection = sock.end.connection
-    return connection

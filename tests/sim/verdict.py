@@ -79,9 +79,10 @@ class Verdict:
 
     def _late_while_suspended(self, record: Record, half: Half) -> bool:
         """The other side was past its deadline; a peer that returns is told that it is over, and not why."""
-        other = record.receiver if half is record.sender else record.sender
+        there = record.incoming if half is record.sender else record.out
         spells = record.link.spells + (record.link.other.spells if record.link.other is not None else [])
-        return isinstance(other.outcome, DeadlineExceeded) and bool(spells)
+        # Not what its user was told, who may have died before.
+        return there is not None and isinstance(there._error, DeadlineExceeded) and bool(spells)
 
     def _gave_up(self, record: Record) -> bool:
         halves = (record.sender, record.receiver)
@@ -98,6 +99,8 @@ class Verdict:
         if half.ended_at - record.sender.began_at < least_s - EARLY_S:
             self.history.violate(TIMED, f"{name} after {half.ended_at - record.sender.began_at:.3f} s")
         if self._is_over(record.link, half.ended_at) or self._is_over(record.link.other, half.ended_at):
+            return
+        if self._unheard_of(record.link):
             return
         began_at, patience_s = record.sender.began_at, troubles.return_s(self.world)
         due = began_at + record.timeout_s

@@ -50,7 +50,8 @@ class Config:
     """Largest control message, 64 KiB to 64 MiB. 128 Ki tokens in blocks of 16 need 128 KiB of hashes a group."""
 
     max_links: int = 1024
-    """Links that a serving node holds at once."""
+    """Links that a serving node holds at once, suspended ones included; of those, one that carries no transfer makes
+    room. Who dials in vain gets PeerBusy."""
 
     max_handshakes: int = 256
     """Connections that have not yet said who they are, at once; further ones wait in the backlog."""

@@ -91,8 +91,9 @@ class Control:
                 if data:
                     await self._link.loop.sock_sendall(self._sock, data)
                     self._outbox.set()
-        except OSError:
-            pass  # the reader meets it, too, behind what the peer has said before: perhaps a good-bye
+        except OSError:  # the reader meets it, too, behind what the peer has said before: perhaps a good-bye
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
 
     def _lost(self, error: OSError) -> None:
         text = error.strerror or str(error)

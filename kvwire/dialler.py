@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import secrets
 import time
@@ -14,6 +15,8 @@ from kvwire.errors import KvwireError
 
 if TYPE_CHECKING:
     from kvwire.link import Link
+
+log = logging.getLogger("kvwire")
 
 REDIAL_FIRST_S = 0.05
 REDIAL_LONGEST_S = 2.0
@@ -35,11 +38,13 @@ class Dialler:
         self._link = link
         self._name = host, port
         self._address = address
-        self._redials = 0
+        self._redials = self._failed = 0
         self._dialling: set[asyncio.Task[None]] = set()
         self._redialling: asyncio.Task[None] | None = None
+        self._up = True
         self._redialled_at = self._up_at = -math.inf
         self._pause_s = 0.0
+        self._reached = address  # by the connection that is being made
         self._settled = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self.all_up = asyncio.Event()
@@ -57,7 +62,8 @@ class Dialler:
     async def _dial_lane(self, ticket: wire.Ticket) -> None:
         link, config = self._link, self._link.config
         try:
-            sock = await sockets.dial(*self._address, config.connect_timeout_s, config.local_addresses, ticket.lane)
+            turn = ticket.lane + self._failed
+            sock = await sockets.dial(*self._address, config.connect_timeout_s, config.local_addresses, turn)
             with sock:  # closed again unless the engine has taken it over
                 random = secrets.token_bytes(32)
                 join = wire.join_bytes(link._session.link_id, ticket.lane, ticket.incarnation, random, ticket.secret)
@@ -67,7 +73,9 @@ class Dialler:
             self._redials = 0
             if link.lanes >= config.lanes:
                 self.all_up.set()
-        except (KvwireError, OSError):
+        except (KvwireError, OSError) as error:
+            log.info("no lane %d to %s: %s", ticket.lane, link.peer, error)
+            self._failed += 1  # from another local address next time
             self.want()
         finally:  # at once: a lane that is up must not count as one that is dialled, too (`take`: one never begun)
             self._dialling.discard(cast("asyncio.Task[None]", asyncio.current_task()))
@@ -96,15 +104,17 @@ class Dialler:
         """The connection is lost: dial it again until the link is resumed or given up."""
         self._drop()
         self._settled.set()
-        if self._link.loop.time() > self._up_at + REDIAL_CONTROL_S:
+        if self._up and self._link.loop.time() > self._up_at + REDIAL_CONTROL_S:
             self._pause_s = 0.0
+        self._up = False
         if self._redialling is None:
             self._redialling = self._link._spawn(self._redial())
 
     def resumed(self) -> None:
         """The link is up again."""
         self._redials = 0
-        self._up_at = self._link.loop.time()
+        self._up, self._up_at = True, self._link.loop.time()
+        self._address = self._reached
         self._settled.set()
 
     async def _redial(self) -> None:
@@ -117,18 +127,21 @@ class Dialler:
             where = self._name if attempts % 4 == 3 else self._address
             attempts += 1
             try:
-                sock = await sockets.dial(*where, REDIAL_ATTEMPT_S, link.config.local_addresses)
+                sock = await sockets.dial(*where, REDIAL_ATTEMPT_S, link.config.local_addresses, attempts)
                 try:
                     async with asyncio.timeout(link.config.handshake_timeout_s):
                         await open_control(sock)
-                    self._address = sockets.numeric_peer(sock)
+                        self._reached = sockets.numeric_peer(sock)
+                        # A name may mean several hosts, and another one is no other life of this one.
+                        same = self._reached == self._address or not await sockets.names(*self._name, self._address)
                 except BaseException:
                     sock.close()
                     raise
-            except (KvwireError, OSError):  # TimeoutError is one too
+            except (KvwireError, OSError) as error:  # TimeoutError is one too
+                log.info("no control connection to %s: %s", link.peer, error)
                 continue
             self._settled.clear()
-            link._resume(sock)
+            link._resume(sock, may_restart=same)
             await self._settled.wait()
         self._redialling = None
 

@@ -50,9 +50,9 @@ class Driver(ABC):
             self._session.lost(time.monotonic(), error)
             self._pump()
 
-    def _resume(self, sock: socket.socket, heard: bytes = b"") -> None:
-        """Another connection for a suspended link."""
-        self._session.resume(time.monotonic(), secrets.token_bytes(32))
+    def _resume(self, sock: socket.socket, heard: bytes = b"", *, may_restart: bool = True) -> None:
+        """Another connection for a suspended link; `may_restart`: to the host that had answered."""
+        self._session.resume(time.monotonic(), secrets.token_bytes(32), may_restart=may_restart)
         self._connect(sock, heard)
 
     def _hang_up(self) -> None:

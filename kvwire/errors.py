@@ -114,6 +114,12 @@ class IntegrityError(RemoteError):
     retriable = True
 
 
+class PeerBusy(RemoteError):
+    """The peer takes no more links."""
+
+    retriable = True
+
+
 class OfferRefused(RemoteError):
     """The receiver does not want this transfer."""
 

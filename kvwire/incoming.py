@@ -88,7 +88,7 @@ class Incoming(Transfer):
                 segments += [_empty_segment(offer.spec.block_bytes)] * len(offer.spec.layers)
             total += len(blocks) * offer.spec.block_bytes * len(offer.spec.layers)
             granted_segments += len(offer.spec.layers) if len(blocks) else 0
-        grant = Grant(tuple(runs), self._link.cell_bytes(cell_bytes))
+        grant = Grant(tuple(runs), self._link.config.cell_bytes if cell_bytes is None else cell_bytes)
         wire.check_grant(self.manifest, grant)
         if not total and not self.manifest.attachment:
             raise PlacementError("a grant of nothing", hint="refuse the offer, or take at least one block")
@@ -100,8 +100,8 @@ class Incoming(Transfer):
             )
             self._bytes = total
             self._granted_segments = granted_segments
-            self._granted, self._cell_bytes = granted, grant.cell_bytes
             self._link._send_grant(self, grant)
+            self._granted, self._cell_bytes = granted, grant.cell_bytes
         except BaseException:
             self._handle = None
             self._release()

@@ -12,19 +12,20 @@ import logging
 import secrets
 import socket
 import time
+from collections import deque
 from collections.abc import Mapping
 from copy import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kvwire import sockets, wire
 from kvwire._ext.lanes import FAULTS, EngineLink
 from kvwire.dialler import Dialler
 from kvwire.driver import Driver
-from kvwire.errors import Closed, DeadlineExceeded, IntegrityError, KvwireError, LimitExceeded, ProtocolError
+from kvwire.errors import Closed, DeadlineExceeded, IntegrityError, KvwireError, LimitExceeded, ProtocolError, SpecError
 from kvwire.incoming import Incoming
 from kvwire.outgoing import Offer, Outgoing, check_source
 from kvwire.pool import Slots
-from kvwire.transfer import Transfer, check_timeout
+from kvwire.transfer import LONGEST_WAIT_S, Transfer, check_timeout
 from kvwire.types import Grant, Manifest
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kvwire")
 
-LANE_FAULTS = 3
-"""Damaged or dishonest lanes after which the link is ended: the path, or the peer, is not to be trusted."""
+LANE_FAULTS, FAULTS_S = 3, 60.0
+"""So many damaged or dishonest lanes in this time end the link: the path, or the peer, is not to be trusted."""
 MOST_LANES = 64
 """Lanes of one link, as Config.lanes has it."""
 
@@ -52,7 +53,7 @@ class Link(Driver):
         self._incoming: dict[int, Incoming] = {}
         self._asked: dict[asyncio.Future[str], tuple[bytes, int]] = {}  # one for each who waits
         self._offers: dict[int, Offer] = {}
-        self._faults = 0
+        self._faults: deque[float] = deque(maxlen=LANE_FAULTS)  # when lanes went wrong
         self._error: KvwireError | None = None
         self._greeted: asyncio.Future[None] = self.loop.create_future()
         self.lane_congestion: dict[int, str] = {}
@@ -68,6 +69,11 @@ class Link(Driver):
     def lanes(self) -> int:
         """Lanes that are up."""
         return self.engine_link.lanes_open
+
+    @property
+    def busy(self) -> bool:
+        """True while a transfer is on offer or under way."""
+        return bool(self._offers or self._outgoing or self._incoming)
 
     async def wait_closed(self) -> KvwireError:
         """Wait until the link is closed or lost; says why."""
@@ -130,13 +136,15 @@ class Link(Driver):
         self._check_open()
         seconds = self.config.offer_timeout_s if timeout_s is None else timeout_s
         check_timeout(seconds)
+        if not isinstance(outgoing, Outgoing):
+            raise SpecError(f"outgoing is {outgoing!r:.80}; expected what an offer of this node returned")
         key = outgoing.link._session.link_id, outgoing.transfer_id
         answer: asyncio.Future[str] = self.loop.create_future()
         self._asked[answer] = key
         try:
             self._session.ask(*key)
             self._pump()
-            return await asyncio.wait_for(answer, seconds)
+            return await asyncio.wait_for(answer, min(seconds, LONGEST_WAIT_S))
         except TimeoutError:
             raise DeadlineExceeded(f"{self.peer} did not say what became of {outgoing!r}") from None
         finally:
@@ -156,10 +164,6 @@ class Link(Driver):
         await self.close()
 
     # --- transfers ------------------------------------------------------------------------------------------------
-
-    def cell_bytes(self, wanted: int | None) -> int:
-        """Cell size for a grant of this side."""
-        return self.config.cell_bytes if wanted is None else wanted
 
     def _granted(self, transfer: int, grant: Grant) -> None:
         offer, again = self._offers.get(transfer), self._outgoing.get(transfer)
@@ -223,8 +227,8 @@ class Link(Driver):
                 self._pump()
 
     def _forget(self, transfer: Transfer) -> bool:
-        gone = self._outgoing.pop(transfer.transfer_id, None) or self._incoming.pop(transfer.transfer_id, None)
-        return gone is not None
+        number = transfer.transfer_id
+        return (self._outgoing.pop(number, None) or self._incoming.pop(number, None)) is not None
 
     def _transfer_over(self, transfer: Transfer) -> None:
         """The transfer has ended on this side, however; a commit needs no word from the control plane."""
@@ -252,18 +256,22 @@ class Link(Driver):
 
     def _engine_changed(self) -> None:
         """A lane has ended: say so, replace it, and lose patience with a peer whose lanes go wrong."""
+        self._take_lanes_that_ended()
+        self._pump()
+
+    def _take_lanes_that_ended(self) -> None:
+        now = time.monotonic()
         for lane, incarnation, code, reason, acked in self.engine_link.take_closed():
             self.lane_congestion.pop(lane, None)
             if self.closed:
                 continue
-            self._session.lane_closed(time.monotonic(), lane, incarnation, reason, acked)
-            self._faults += code in FAULTS
-            if self._faults >= LANE_FAULTS:
-                self._lose(IntegrityError(f"{self._faults} lanes to {self.peer} went wrong, the last by {reason}"))
-                return
+            self._session.lane_closed(now, lane, incarnation, reason, acked)
+            if code in FAULTS:
+                self._faults.append(now)
+                if len(self._faults) == LANE_FAULTS and now - self._faults[0] < FAULTS_S:
+                    self._lose(IntegrityError(f"{LANE_FAULTS} lanes to {self.peer} went wrong, the last by {reason}"))
             if self._dialler is not None:
                 self._dialler.want()
-        self._pump()
 
     # --- the control connection -----------------------------------------------------------------------------------
 
@@ -277,11 +285,11 @@ class Link(Driver):
         """The connection is lost: end what depends on it, keep the transfers."""
         self._hang_up()
         self.engine_link.suspend()
-        self.engine_link.take_closed()
+        self._take_lanes_that_ended()
         for transfer in [*self._outgoing.values(), *self._incoming.values()]:
             transfer._engine_changed()  # from here on the engine ends none by itself
         self.lane_congestion.clear()
-        if self._dialler is not None:
+        if self._dialler is not None and not self.closed:
             self._dialler.suspended()
 
     def _on_event(self, event: wire.Event) -> None:
@@ -315,6 +323,7 @@ class Link(Driver):
                 else:
                     self._dialler.resumed()
             case wire.Restarted():
+                self._faults.clear()
                 self._start_over(event.again)
                 if self._dialler is not None:
                     self._dialler.resumed()
@@ -362,7 +371,7 @@ class Link(Driver):
 
     def _issue_tickets(self, count: int) -> None:
         with contextlib.suppress(LimitExceeded, Closed):  # a peer that uses none of its tickets gets no more
-            for _ in range(min(count, MOST_LANES - self.lanes)):
+            for _ in range(min(count, MOST_LANES - self.lanes - self._session.tickets_out(time.monotonic()))):
                 self._session.issue_ticket(time.monotonic(), secrets.token_bytes(32))
 
     # --- the end --------------------------------------------------------------------------------------------------
@@ -383,17 +392,13 @@ class Link(Driver):
         self._stop()
         if self._dialler is not None:
             self._dialler.stop()
-        if not self._greeted.done():
-            self._greeted.set_exception(copy(error))
-            self._greeted.exception()  # nobody may be waiting
-        for offer in self._offers.values():
-            if not offer.granted.done():
-                offer.granted.set_exception(copy(error))
+        offers = [offer.granted for offer in self._offers.values()]
+        futures: list[asyncio.Future[Any]] = [self._greeted, *self._asked, *offers]
+        for future in futures:
+            if not future.done():
+                future.set_exception(copy(error))
+                future.exception()  # nobody may be waiting
         self._offers.clear()
-        for answer in self._asked:
-            if not answer.done():
-                answer.set_exception(copy(error))
-                answer.exception()  # nobody may be waiting
         self._asked.clear()
         self._node._remember(self._session.link_id, self.outcomes())
         for transfer in [*self._outgoing.values(), *self._incoming.values()]:
@@ -405,9 +410,9 @@ class Link(Driver):
         self._node._link_gone(self)
 
     def outcomes(self) -> dict[int, str]:
-        """What became of the peer's transfers that are over, or cannot go on while the link is down."""
+        """What became of the peer's transfers that are over."""
         found = self._session.outcomes()
         for transfer, incoming in self._incoming.items():
-            if incoming.state == "committed" or self._control is None:
+            if incoming.state == "committed" or self.closed:
                 found[transfer] = "committed" if incoming.state == "committed" else "aborted"
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import secrets
@@ -39,6 +40,8 @@ log = logging.getLogger("kvwire")
 
 REMEMBERED = 4096
 """Outcomes of transfers whose links are gone that are kept, for senders that were left with CommitUnknown."""
+FILES_HINT = "raise the limit on open files (ulimit -n)"
+NO_DESCRIPTOR = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 ACCEPT_PAUSE_S = 0.1
 """Pause after `accept` failed for want of descriptors: trying at once would only spin."""
 
@@ -48,7 +51,12 @@ class Node:
 
     def __init__(self, config: Config, listener: socket.socket | None) -> None:
         self.config = config
-        self.engine = Engine(config.workers, config.stream_bytes)
+        self._spare = -1 if listener is None else _open_spare()  # to accept with when there is no other, to hang up
+        try:
+            self.engine = Engine(config.workers, config.stream_bytes)
+        except BaseException:
+            self._close_spare()
+            raise
         self._loop = asyncio.get_running_loop()
         self._listener = listener
         self._boot_id = secrets.token_bytes(16)
@@ -63,9 +71,7 @@ class Node:
         self._handshakes = asyncio.Semaphore(config.max_handshakes)
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop.add_reader(self.engine.fileno(), self._on_engine)
-        self._spare = -1  # a descriptor to accept with when there is no other, to hang up
         if listener is not None:
-            self._spare = os.open(os.devnull, os.O_RDONLY)
             self._spawn(self._accept_connections(listener))
 
     @classmethod
@@ -74,13 +80,24 @@ class Node:
 
         AddressNotFound or LocalError where that cannot be.
         """
-        config = config or Config()
-        return cls(_checked(config), await sockets.listen(host, port, config))
+        config = _checked(config or Config())
+        listener = await sockets.listen(host, port, config)
+        try:
+            return cls(config, listener)
+        except OSError as error:
+            listener.close()
+            raise LocalError(f"no node: {error.strerror or error}", hint=FILES_HINT) from None
+        except BaseException:
+            listener.close()
+            raise
 
     @classmethod
     async def start(cls, config: Config | None = None) -> Node:
         """A node that only dials."""
-        return cls(_checked(config or Config()), None)
+        try:
+            return cls(_checked(config or Config()), None)
+        except OSError as error:
+            raise LocalError(f"no node: {error.strerror or error}", hint=FILES_HINT) from None
 
     @property
     def address(self) -> tuple[str, int]:
@@ -132,10 +149,10 @@ class Node:
         except TimeoutError:
             if link is not None and link.lanes:
                 return link
+            greeted = link is not None and link._greeted.done()
             await self._drop(sock, link)
-            raise ConnectTimeout(
-                f"{where} took the connection and said nothing of kvwire's within {self.config.connect_timeout_s:g} s"
-            ) from None
+            did = "greeted, and not one lane was up" if greeted else "took the connection and said nothing of kvwire's"
+            raise ConnectTimeout(f"{where} {did} within {self.config.connect_timeout_s:g} s") from None
         except OSError as error:
             await self._drop(sock, link)
             raise LinkLost(f"{where}: {error.strerror or error}") from None
@@ -172,7 +189,7 @@ class Node:
             await asyncio.wait(self._tasks)
         if self._listener is not None:
             self._listener.close()
-            os.close(self._spare)
+        self._close_spare()
         self._loop.remove_reader(self.engine.fileno())
         self.engine.close()
 
@@ -232,7 +249,7 @@ class Node:
 
     def _outcome(self, link_id: bytes, transfer: int) -> str:
         """What became of a transfer that was offered to this node; "unknown" also while it is under way."""
-        link = self._by_id.get(link_id)
+        link = next((link for link in self._links if link._session.link_id == link_id), None)
         if link is not None:
             return link.outcomes().get(transfer, "unknown")
         return self._outcomes.get((link_id, transfer), "unknown")
@@ -263,9 +280,10 @@ class Node:
                 if self._closed:
                     return
                 if not short:
-                    log.warning("cannot accept connections: %s; they are hung up on", error.strerror or error)
+                    log.warning("cannot accept connections: %s", error.strerror or error)
                 short = True
-                self._turn_away(listener)
+                if error.errno in NO_DESCRIPTOR:  # else it is about that one connection (accept(2))
+                    self._turn_away(listener)
                 await asyncio.sleep(ACCEPT_PAUSE_S)
                 continue
             short = False
@@ -275,13 +293,17 @@ class Node:
     def _turn_away(self, listener: socket.socket) -> None:
         """There is no descriptor for whoever waits in the backlog: say so by hanging up, with the spare one. A lane
         that stayed there would swallow what is sent over it, and never be missed."""
-        os.close(self._spare)
-        try:
-            with contextlib.suppress(OSError):
-                while True:
-                    listener.accept()[0].close()
-        finally:
-            self._spare = os.open(os.devnull, os.O_RDONLY)
+        self._close_spare()
+        with contextlib.suppress(OSError):
+            while True:
+                listener.accept()[0].close()
+        with contextlib.suppress(OSError):  # another thread was faster; the next round tries again
+            self._spare = _open_spare()
+
+    def _close_spare(self) -> None:
+        if self._spare >= 0:
+            os.close(self._spare)
+            self._spare = -1
 
     async def _greet(self, sock: socket.socket, peer: str) -> None:
         """Find out what a new connection is: a control connection, a lane of a known link, or a stranger."""
@@ -329,9 +351,20 @@ class Node:
             link.peer = peer
             link._resume(sock, raw)
             return
-        if len(self._links) >= self.config.max_links:
-            raise LocalError(f"{self.config.max_links} links are up already", hint="Config.max_links")
+        if len(self._links) >= self.config.max_links and not self._make_room():
+            reason = f"{self.config.max_links} links are up already"
+            await self._loop.sock_sendall(sock, wire.goodbye("busy", reason))
+            raise LocalError(reason, hint="Config.max_links")
         self._make_link("acceptor", peer)._start(sock, None, raw)
+
+    def _make_room(self) -> bool:
+        """End a link whose dialler may never come back, if there is one that carries nothing: a stranger must not fill
+        the table with hand-shakes."""
+        for link in self._links:
+            if link.suspended and link._dialler is None and not link.busy:
+                link._lose(LinkLost(f"{self.config.max_links} links are up, and this one is suspended and idle"))
+                return True
+        return False
 
     def _returning(self, hello: wire.Hello) -> Link | None:
         """The link of a peer that is back, suspended. None for one who greets for the first time, and where the link is
@@ -342,6 +375,10 @@ class Node:
             return None
         link._connection_lost(link._control, LinkLost("the peer connected anew"))
         return link if link.suspended else None
+
+
+def _open_spare() -> int:
+    return os.open(os.devnull, os.O_RDONLY)
 
 
 def _close_if_cancelled(sock: socket.socket, task: asyncio.Task[None]) -> None:

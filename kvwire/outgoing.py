@@ -204,9 +204,13 @@ class Outgoing(Transfer):
         that were not granted or were ready before, QueueFull where too much waits for the lanes; then none of the
         call's blocks is ready.
         """
+        # Before the lock, which the loop needs to end a transfer: whatever a caller iterates over may take its time.
+        self._ready(group, layer, None if blocks is None else _block_numbers(group, blocks))
+
+    def _ready(self, group: str, layer: int, wanted: NDArray[np.int64] | None) -> None:
         segment = self.manifest.segment(group, layer)
         with self._ready_lock:  # so that nothing gets between the checks and what they are for
-            runs = [(0, len(self.granted[group]))] if blocks is None else self._position_runs(group, blocks)
+            runs = [(0, len(self.granted[group]))] if wanted is None else self._position_runs(group, wanted)
             queued = self._link.engine_link.queued_runs
             if queued and queued + len(runs) > self._link.config.max_queued_runs:
                 raise QueueFull(
@@ -224,10 +228,11 @@ class Outgoing(Transfer):
 
     async def wait_ready(self, group: str, layer: int, blocks: Iterable[int] | BlockRange | None = None) -> None:
         """As `ready`, and waits while the queue is full. Raises what ended the transfer, if that comes first."""
+        wanted = None if blocks is None else _block_numbers(group, blocks)
         pause_s = FULL_PAUSE_S
         while True:
             try:
-                return self.ready(group, layer, blocks)
+                return self._ready(group, layer, wanted)
             except QueueFull:
                 await asyncio.wait((self._ended,), timeout=pause_s)
                 pause_s = min(2 * pause_s, FULL_PAUSE_LONGEST_S)
@@ -238,9 +243,8 @@ class Outgoing(Transfer):
         """The first block on offer."""
         return self.manifest.groups[self.manifest.group_index(group)].blocks.start
 
-    def _position_runs(self, group: str, blocks: Iterable[int] | BlockRange) -> list[tuple[int, int]]:
+    def _position_runs(self, group: str, wanted: NDArray[np.int64]) -> list[tuple[int, int]]:
         """Block numbers as runs of (first position in grant order, count)."""
-        wanted = _block_numbers(group, blocks)
         first = found = _look_up(self._positions[group], self._start(group), wanted)
         if self._first_positions is not self._positions:
             first = _look_up(self._first_positions[group], self._start(group), wanted)

@@ -169,6 +169,14 @@ def _hang_up(attempt: asyncio.Task[socket.socket]) -> None:
         attempt.result().close()
 
 
+async def names(host: str, port: int, address: tuple[str, int]) -> bool:
+    """Whether this is, now, an address of `host`."""
+    try:
+        return any(found[:2] == address for _, found in await _resolve(host, port))
+    except AddressNotFound:
+        return False
+
+
 def _by_turns(addresses: list[tuple[int, tuple[object, ...]]]) -> list[tuple[int, tuple[object, ...]]]:
     """The first family first, then one of each by turns, as far as they go."""
     families = list(dict.fromkeys(family for family, _ in addresses))
@@ -256,7 +264,10 @@ async def listen(host: str, port: int, config: Config) -> socket.socket:
     if not host and not socket.has_dualstack_ipv6():
         host = "0.0.0.0"
     family, address = (await _resolve(host or "::", port, passive=True))[0]
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise LocalError(f"cannot listen at {host} port {port}: {error.strerror}") from None
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:

@@ -64,6 +64,10 @@ def check_slots(what: str, value: object) -> None:
             raise SpecError(f"{what} of group {name} is {slots!r:.80}; expected slots", hint="pages.at([...])")
 
 
+LONGEST_WAIT_S = 1e9
+"""Longer is for ever."""
+
+
 def check_timeout(timeout_s: float) -> None:
     """SpecError for a time that is none."""
     if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not timeout_s >= 0:
@@ -160,7 +164,7 @@ class Transfer:
         self._check_wait(timeout_s)
         if self._handle is None:
             raise Closed(f"{self!r} has not been granted")
-        until = time.monotonic() + timeout_s
+        until = time.monotonic() + min(timeout_s, LONGEST_WAIT_S)
         while True:
             handle = self._handle
             state = handle.wait(max(0.0, until - time.monotonic()))

@@ -54,6 +54,11 @@ def _offer(peer: schema.Hello, transfer: int, manifest: Manifest, deadline_s: fl
     return data
 
 
+def _most_alive(peer: schema.Hello) -> int:
+    """How many transfers to a peer may be under way."""
+    return min(peer.max_transfers, peer.max_message_bytes // RESUMED_BYTES)
+
+
 class Exchange(ABC):
     """The transfers of one side. `dialler`: its transfer ids are odd, the acceptor's even."""
 
@@ -83,8 +88,7 @@ class Exchange(ABC):
             raise DuplicateTransfer(f"request {manifest.request_id!r} is under way on this link")
         # A RESUME has to name them all. Those that were given up and await the peer's DRAINED count less: both sides
         # allow for as many again.
-        most = min(peer.max_transfers, peer.max_message_bytes // RESUMED_BYTES)
-        if len(alive) >= most or len(self._outgoing) >= 2 * peer.max_transfers:
+        if len(alive) >= _most_alive(peer) or len(self._outgoing) >= 2 * peer.max_transfers:
             raise LimitExceeded(f"{len(self._outgoing)} transfers are under way, and the peer takes no more at once")
         transfer = self._next_id
         self._queue_offer(_offer(peer, transfer, manifest, deadline_s, klass))
@@ -328,10 +332,13 @@ class Exchange(ABC):
             again[transfer] = self._next_id
             self._next_id += 2
         self._events.append(events.Restarted(peer, again))
-        for transfer in again.values():
+        for count, transfer in enumerate(again.values()):
             entry = self._outgoing.get(transfer)
             assert entry is not None
-            self._offer_again(now, transfer, entry)
+            if count < _most_alive(peer):
+                self._offer_again(now, transfer, entry)
+            else:
+                self._drop(now, transfer, LimitExceeded(f"the peer has restarted, and takes only {count} transfers"))
         for transfer in self._incoming.ids():
             self._incoming.step(now, transfer, "recv over")
             self._events.append(events.Dropped(transfer, LinkLost("the peer has restarted")))

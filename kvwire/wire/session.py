@@ -11,7 +11,7 @@ import math
 from typing import Literal
 
 from kvwire.config import Config
-from kvwire.errors import Closed, KvwireError, LimitExceeded, LinkLost, LocalError, ProtocolError
+from kvwire.errors import Closed, KvwireError, LimitExceeded, LinkLost, LocalError, PeerBusy, ProtocolError
 from kvwire.version import __version__
 from kvwire.wire import events, schema, states
 from kvwire.wire.exchange import Exchange, clip
@@ -65,6 +65,7 @@ class Session(Exchange):
         self._resume_due = 0.0
         self._lost: KvwireError | None = None
         self._expects_resume = False
+        self._may_restart = True
         self._greet(now, random)
 
     def _greet(self, now: float, random: bytes) -> None:
@@ -93,10 +94,6 @@ class Session(Exchange):
         except ProtocolError as error:
             self._fail(error)
 
-    def eof(self, now: float) -> None:
-        """The peer closed its side."""
-        self.lost(now, LinkLost("the peer closed the connection without a good-bye"))
-
     def lost(self, now: float, error: LinkLost) -> None:
         """The connection is gone. A session that was open is suspended, for `Config.resume_timeout_s` at most."""
         if self._closed or self.state is states.Session.SUSPENDED:
@@ -115,11 +112,16 @@ class Session(Exchange):
         self._lose_transfers(now)
         self._events.append(events.Suspended(error))
 
-    def resume(self, now: float, random: bytes) -> None:
-        """Another connection: greet again. LocalError unless the session is suspended."""
+    def resume(self, now: float, random: bytes, *, may_restart: bool = True) -> None:
+        """Another connection: greet again. LocalError unless the session is suspended.
+
+        `may_restart`: a peer that does not know the link is another life of the one that did. Else it is another host,
+        and the session stays suspended.
+        """
         if self.state is not states.Session.SUSPENDED:
             raise LocalError(f"the session is {self.state.value}; only a suspended one can be resumed")
         self.state = states.SESSION[self.state, "resume"]
+        self._may_restart = may_restart
         self._greet(now, random)
 
     def data_to_send(self) -> bytes:
@@ -189,6 +191,10 @@ class Session(Exchange):
         self._send(schema.LaneTicket(lane, incarnation, secret, TICKET_VALID_S))
         return lane, incarnation
 
+    def tickets_out(self, now: float) -> int:
+        """How many may still be redeemed."""
+        return self._tickets.out(now)
+
     def redeem_ticket(self, now: float, join: Join) -> None:
         """Use up the ticket of a lane that joins. ProtocolError if it was never issued, was used, or does not fit."""
         self._tickets.redeem(now, join)
@@ -254,8 +260,15 @@ class Session(Exchange):
             case schema.Ping():
                 self._send(schema.Pong(message.token))
             case schema.Goodbye():
-                kind = ProtocolError if message.code == "protocol" else LinkLost
-                self._close("recv goodbye", kind(f"the peer said good-bye: {message.reason}"))
+                self._on_goodbye(now, message)
+
+    def _on_goodbye(self, now: float, message: schema.Goodbye) -> None:
+        text = f"the peer said good-bye: {message.reason}"
+        if message.code == "busy" and self.state is states.Session.GREETING and self.peer is not None:
+            self.lost(now, LinkLost(text))  # it may have room before `Config.resume_timeout_s` is over
+            return
+        kinds: dict[str, type[KvwireError]] = {"protocol": ProtocolError, "busy": PeerBusy}
+        self._close("recv goodbye", kinds.get(message.code, LinkLost)(text))
 
     def _on_hello(self, now: float, hello: schema.Hello) -> None:
         if self.state is not states.Session.GREETING:
@@ -268,9 +281,14 @@ class Session(Exchange):
                 raise ProtocolError("the peer is not the one that this link was made with")
             if self.role == "acceptor" and not resumed:
                 raise ProtocolError("the peer resumes another link")
+            goodbye = schema.encode(schema.Goodbye("closed", "this link was to be resumed, and no other one made"))
             if not resumed and hello.boot_id == known.boot_id:
-                self._send(schema.Goodbye("closed", "this link was to be resumed, and no other one made"))
+                self._put(goodbye)
                 self._close("fail", LinkLost("the link is not known to the peer any more"))
+                return
+            if not resumed and not self._may_restart:
+                self.lost(now, LinkLost("another host answered"))
+                self._out += goodbye  # leaves as the driver hangs up
                 return
         self.peer = hello
         if self.role == "dialler":

@@ -20,12 +20,16 @@ class Tickets:
         self._taken: set[tuple[int, int]] = set()  # redeemed, and the lane not ended
         self._free: list[int] = []
 
-    def issue(self, now: float, secret: bytes) -> tuple[int, int]:
-        """A ticket for a free lane: (lane, incarnation). LimitExceeded with too many out."""
+    def out(self, now: float) -> int:
+        """How many are out; the others are void from here on."""
         for lane, incarnation in [key for key, (_, due) in self._out.items() if due < now]:
             del self._out[lane, incarnation]
             self._free.append(lane)
-        if len(self._out) >= MAX_TICKETS:
+        return len(self._out)
+
+    def issue(self, now: float, secret: bytes) -> tuple[int, int]:
+        """A ticket for a free lane: (lane, incarnation). LimitExceeded with too many out."""
+        if self.out(now) >= MAX_TICKETS:
             raise LimitExceeded(f"{MAX_TICKETS} lane tickets are out already")
         if self._free:
             lane = self._free.pop()

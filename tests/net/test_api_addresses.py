@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import resource
 import socket
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from kvwire import Closed, Config, ConfigError, ConnectRefused, LinkLost, NetworkError, Node, sockets
+from kvwire import Closed, Config, ConfigError, ConnectRefused, LinkLost, LocalError, NetworkError, Node, sockets
 from tests.net import kit
 from tests.net.kit import joined
 from tests.net.namespaces import needs_ipv6
@@ -181,6 +182,113 @@ async def test_without_descriptors_strangers_are_hung_up_on() -> None:
             stranger.close()
         async with await Node.start() as client:
             await client.connect("127.0.0.1", node.port)
+
+
+async def test_a_spare_descriptor_that_somebody_else_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The node goes on without one, gets one later, and closes nothing that is not its own."""
+
+    def gone() -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async with await Node.serve("127.0.0.1", 0) as node, await Node.start() as client:
+        assert node._listener is not None
+        with monkeypatch.context() as without:
+            without.setattr("kvwire.node._open_spare", gone)
+            node._turn_away(node._listener)
+        assert node._spare == -1
+        await client.connect("127.0.0.1", node.port)
+        node._turn_away(node._listener)
+        assert node._spare >= 0
+
+
+def test_a_node_that_gets_no_descriptors_leaves_none_behind() -> None:
+    """At every point of its beginnings: typed, and as if it had never been."""
+
+    async def serve() -> None:
+        async with await Node.serve("127.0.0.1", 0, Config(workers=2)):
+            pass
+
+    def left() -> tuple[int, int]:
+        return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    problems = []
+    with asyncio.Runner() as runner:
+        runner.run(asyncio.sleep(0))
+        before = left()
+        for more in range(1, 40):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (before[0] + more, hard))
+            try:
+                runner.run(serve())
+            except LocalError as error:
+                problems.append(str(error))
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert left() == before
+    assert 2 < len(problems) < 39
+    assert all("Too many open files" in problem for problem in problems)
+
+
+async def test_a_local_address_that_is_gone_is_not_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control connection and each lane are dialled from the next one."""
+    bind = sockets._bind_source
+
+    def without(sock: socket.socket, sources: Any, turn: int, host: str) -> None:
+        if sources[turn % 2] == "127.0.0.5":
+            raise ConfigError("cannot dial from 127.0.0.5: Cannot assign requested address")
+        bind(sock, sources, turn, host)
+
+    async with joined(Config(lanes=2), Config(lanes=2, local_addresses=("127.0.0.5", "127.0.0.6"))) as pair:
+        monkeypatch.setattr(sockets, "_bind_source", without)
+        pair.link._connection_lost(pair.link._control, LinkLost("the card is gone"))
+        await kit.eventually(lambda: not pair.link.suspended and pair.link.lanes == 2, lambda: pair.link)
+        await kit.still_works(pair)
+
+
+async def test_another_host_of_the_same_name_is_not_the_one_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may answer when the link is dialled by name: what was for the first one is not offered to it."""
+    resolve = sockets._resolve
+
+    async def two(host: str, port: int, **more: Any) -> Any:
+        hosts = ("127.0.0.1", "127.0.0.2") if host == "decode" else (host,)
+        return [address for each in hosts for address in await resolve(each, port, **more)]
+
+    monkeypatch.setattr(sockets, "_resolve", two)
+    config = Config(lanes=1)
+    async with await Node.start(config) as client, await Node.serve("127.0.0.1", 0, config) as first:
+        port = first.port
+        async with await Node.serve("127.0.0.2", port, config) as other:
+            link = await client.connect("decode", port)
+            offer = kit.manifest("r")
+            source, target = kit.Caches(offer, filled=True), kit.Caches(offer)
+            out, incoming = await kit.granted(link, first, offer, source, target)
+            answers, away = [], True
+
+            async def elsewhere(node: Node, sock: socket.socket, peer: str) -> None:
+                if node is first and away:
+                    raise LinkLost("its network is away")
+                answers.append(node)
+                await identify(node, sock, peer)
+
+            identify = Node._identify
+            monkeypatch.setattr(Node, "_identify", elsewhere)
+            dial = sockets.dial
+
+            async def refused(host: str, port: int, *more: Any) -> socket.socket:
+                return await dial("127.0.0.2" if host == "decode" and away else host, port, *more)
+
+            monkeypatch.setattr(sockets, "dial", refused)
+            link._connection_lost(link._control, LinkLost("its network is away"))
+            await kit.eventually(lambda: other in answers, "the other host to be reached")
+            await asyncio.sleep(0.1)
+            assert link.suspended
+            assert not other._offers
+            away = False
+            kit.ready_all(out)
+            await out.committed()
+            await incoming.committed()
+            kit.same(source, target)
+            assert not other._offers
 
 
 async def test_an_address_that_swallows_everything_only_delays(monkeypatch: pytest.MonkeyPatch) -> None:

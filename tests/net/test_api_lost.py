@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from kvwire import CommitUnknown, Config, DType, GroupKind, GroupSpec, IntegrityError, LinkLost, Node
+from kvwire import CommitUnknown, Config, DType, GroupKind, GroupSpec, IntegrityError, Link, LinkLost, Node
 from tests.net import kit
 from tests.net.kit import Caches, granted, joined, manifest, same
 from tests.net.peers import another_process, line, stopped
@@ -73,16 +73,29 @@ async def test_while_no_lane_is_up_a_transfer_waits() -> None:
 # --- links ----------------------------------------------------------------------------------------------------
 
 
+def bad_lane(link: Link, number: int) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        link.engine_link.add_lane(ours.detach(), number, 1)
+        theirs.sendall(b"no frame at all " * 8)
+
+
+async def test_lanes_that_go_wrong_now_and_then_end_no_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvwire.link.FAULTS_S", 0.0)
+    async with joined() as pair:
+        for lane in range(4):
+            bad_lane(pair.link, 60 + lane)
+        await kit.eventually(lambda: len(pair.link._faults) == 3 and pair.link.lanes == 2, lambda: pair.link)
+        await kit.still_works(pair)
+
+
 @pytest.mark.parametrize("side", ["dialler", "acceptor"])
 async def test_a_link_whose_lanes_go_wrong_is_given_up_on_both_sides(side: str) -> None:
     """At once: who is not told would wait for the other side to come back."""
     async with joined() as pair:
         link, other = (pair.link, pair.back) if side == "dialler" else (pair.back, pair.link)
         for lane in range(3):
-            ours, theirs = socket.socketpair()
-            with theirs:
-                link.engine_link.add_lane(ours.detach(), 60 + lane, 1)
-                theirs.sendall(b"no frame at all " * 8)
+            bad_lane(link, 60 + lane)
         async with asyncio.timeout(kit.PATIENCE_S):
             assert isinstance(await link.wait_closed(), IntegrityError)
             error = await other.wait_closed()

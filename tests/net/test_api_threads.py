@@ -4,7 +4,7 @@ import asyncio
 import gc
 import threading
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -339,4 +339,28 @@ async def test_transfers_that_end_badly_leave_nothing_either() -> None:
             await pair.settled()
             source.check_free()
             target.check_free()
+        await kit.still_works(pair)
+
+
+async def test_blocks_that_take_their_time_stop_nobody() -> None:
+    """A generator may wait for a device between two blocks; the loop ends the transfer meanwhile."""
+    async with joined() as pair:
+        offer = manifest("r")
+        source, target = Caches(offer, filled=True), Caches(offer)
+        out, incoming = await granted(pair.link, pair.server, offer, source, target)
+        begun, ended = threading.Event(), threading.Event()
+
+        def slowly() -> Iterator[int]:
+            begun.set()
+            assert ended.wait(kit.PATIENCE_S)
+            yield 0
+
+        thread = asyncio.create_task(asyncio.to_thread(out.ready, "full", 0, slowly()))
+        await asyncio.to_thread(begun.wait, kit.PATIENCE_S)
+        await incoming.abort("enough")
+        with pytest.raises(PeerAborted):
+            await out.committed()
+        ended.set()
+        with pytest.raises(Closed):
+            await thread
         await kit.still_works(pair)

@@ -113,3 +113,24 @@ async def test_one_call_is_never_too_much_for_an_empty_queue() -> None:
         await out.wait_ready("full", 1)
         await out.committed()
         same(source, target)
+
+
+async def test_an_iterator_waits_with_the_rest() -> None:
+    """What it named is not forgotten while the queue is full."""
+    async with kit.through_proxy(FEW) as (pair, proxy):
+        offer = kit.manifest("r", (SPEC,))
+        source, target = Caches(offer, filled=True), Caches(offer)
+        out, incoming = await kit.granted(pair.link, pair.server, offer, source, target)
+        proxy.stall()
+        layer, waiting = await fill(out)
+        later = asyncio.create_task(out.wait_ready("full", layer + 1, iter(out.granted["full"])))
+        await asyncio.sleep(0.05)
+        assert not later.done()
+        proxy.heal()
+        await waiting
+        await later
+        for rest in range(layer + 2, 64):
+            await out.wait_ready("full", rest)
+        await out.committed()
+        await incoming.committed()
+        same(source, target)

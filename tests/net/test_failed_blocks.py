@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kvwire import Closed, PeerAborted
+from kvwire import Closed, Config, DType, GroupSpec, LimitExceeded, PeerAborted
 from tests.net import kit
 from tests.net.kit import Caches, granted, joined, manifest, ready_all
 
@@ -82,3 +82,22 @@ async def test_of_a_part_of_the_offer_and_before_a_grant() -> None:
         assert failed["recurrent"] == (0,)
         assert set(failed["full"]) >= {3, 9}
         assert failed["window"] == failed["mla"] == failed["conv"] == ()
+
+
+async def test_a_grant_that_was_too_long_to_be_sent() -> None:
+    """It is none: no block of it has failed, and a shorter one may follow."""
+    every_token = GroupSpec.mla("mla", (0,), DType.BF16, block_tokens=1, latent=1)
+    async with joined(Config(lanes=2), Config(lanes=2, max_message_bytes=65536)) as pair:
+        offer = kit.manifest("r", (every_token,), 20_000)
+        source, target = Caches(offer, filled=True), Caches(offer)
+        task, incoming = await kit.offered(pair.link, pair.server, offer, source)
+        with pytest.raises(LimitExceeded, match="the grant takes"):
+            await incoming.grant(target.at({"mla": range(0, 20_000, 2)}))
+        assert incoming.failed_blocks() == {}
+        target.check_free()
+        await incoming.grant(target.at())
+        out = await task
+        kit.ready_all(out)
+        await out.committed()
+        await incoming.committed()
+        kit.same(source, target)

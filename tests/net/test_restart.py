@@ -20,6 +20,7 @@ from kvwire import (
     OfferRefused,
     Outgoing,
     PeerAborted,
+    PeerBusy,
     ReadyError,
     wire,
 )
@@ -345,16 +346,18 @@ async def test_threads_that_make_blocks_ready_meanwhile() -> None:
         await there.whole(out, incoming, source, target)
 
 
-async def test_a_peer_that_hangs_up_as_soon_as_it_has_greeted() -> None:
-    """It is dialled again ever more slowly, as one that does not answer is."""
+@pytest.mark.parametrize("greets", [False, True])
+async def test_a_peer_that_hangs_up_at_once(greets: bool) -> None:
+    """Before its hello or after it: it is dialled again ever more slowly, as one that does not answer is."""
     lives = 0
 
-    async def greets(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal lives
         lives += 1
         life = lives.to_bytes(16, "little")
-        hello = schema.Hello(life, bytes(32), life, "weary", 0, 4, 65536)
-        writer.write(wire.control_preamble() + schema.encode(hello))
+        writer.write(wire.control_preamble())
+        if greets:
+            writer.write(schema.encode(schema.Hello(life, bytes(32), life, "weary", 0, 4, 65536)))
         await reader.readexactly(wire.PREAMBLE_BYTES + 100)
         writer.close()
 
@@ -363,16 +366,39 @@ async def test_a_peer_that_hangs_up_as_soon_as_it_has_greeted() -> None:
         source, target = Caches(offer, filled=True), Caches(offer)
         out, _ = await kit.granted(there.link, there.server, offer, source, target)
         await there.die()
-        weary = await asyncio.start_server(greets, "127.0.0.1", 0)
+        weary = await asyncio.start_server(hang_up, "127.0.0.1", 0)
         there.proxy.target = weary.sockets[0].getsockname()[1]
         there.proxy.heal()
-        await kit.eventually(lambda: lives, "the first attempt")
-        await asyncio.sleep(1.0)
-        assert 2 < lives < 12
+        begun = time.monotonic()
+        await kit.eventually(lambda: lives > 4, lambda: lives)
+        assert time.monotonic() - begun > 0.3
         weary.close()
         await weary.wait_closed()
         await there.live()
         incoming = await there.server.accept()
         await incoming.grant(target.at())
         ready_all(out)
+        await there.whole(out, incoming, source, target)
+
+
+async def test_a_receiver_that_is_full_when_it_is_back() -> None:
+    """It says so, and is asked again until it has room."""
+    async with scene() as there:
+        out, _, source, _ = await kit.half_sent(there, kit.manifest("r", kit.FIVE))
+        await there.die()
+        there.server = await Node.serve("127.0.0.1", 0, Config(lanes=2, max_links=1))
+        async with await Node.start(CONFIG) as other:
+            link = await other.connect("127.0.0.1", there.server.port)
+            with pytest.raises(PeerBusy, match="1 links are up already") as busy:
+                await other.connect("127.0.0.1", there.server.port)
+            assert busy.value.retriable
+            there.proxy.target = there.server.port
+            there.proxy.heal()
+            await asyncio.sleep(0.2)
+            assert there.link.suspended
+            await link.close()
+        incoming = await there.server.accept()
+        target = Caches(out.manifest, seed=2)
+        await incoming.grant(target.at())
+        kit.ready_rest(out)
         await there.whole(out, incoming, source, target)

@@ -233,3 +233,16 @@ async def test_what_became_of_a_transfer_whose_link_is_gone() -> None:
     async with await Node.serve("127.0.0.1", 0) as another, await Node.start() as client:
         link = await client.connect("127.0.0.1", another.port)
         assert await link.outcome_of(out) == "unknown"
+
+
+async def test_what_becomes_of_a_transfer_that_may_still_go_on_is_not_known() -> None:
+    """Asked over another link while its own is suspended: no answer may turn out to be wrong."""
+    async with through_proxy() as (pair, proxy):
+        out, incoming, source, target = await half_sent(pair, kit.manifest("r", kit.FIVE))
+        proxy.cut()
+        await kit.eventually(lambda: pair.link.suspended and pair.back.suspended, "both to notice")
+        async with await Node.start() as other:
+            link = await other.connect("127.0.0.1", pair.server.port)
+            assert await link.outcome_of(out) == "unknown"
+        proxy.heal()
+        await finish(out, incoming, source, target)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -98,3 +99,45 @@ async def test_the_same_node_takes_a_link_over_that_still_seems_up() -> None:
         await incoming.committed()
         kit.same(source, target)
         await kit.still_works(pair)
+
+
+async def test_strangers_that_greet_and_go_take_nobody_s_place() -> None:
+    """Their links are suspended, as a dialler's is that may come back; whoever really comes goes before."""
+    config = Config(lanes=2, max_links=4)
+    async with joined(config) as pair:
+        offer = kit.manifest("r")
+        source, target = kit.Caches(offer, filled=True), kit.Caches(offer)
+        out, incoming = await kit.granted(pair.link, pair.server, offer, source, target)
+        for number in range(12):
+            reader, writer = await asyncio.open_connection("127.0.0.1", pair.server.port)
+            writer.write(wire.control_preamble() + schema.encode(hello(b"", number.to_bytes(16, "big"))))
+            await reader.readexactly(wire.PREAMBLE_BYTES + 50)
+            writer.close()
+        await kit.eventually(lambda: sum(link.suspended for link in pair.server.links) == 3, lambda: pair.server.links)
+        async with await Node.start(config) as client:
+            link = await client.connect("127.0.0.1", pair.server.port)
+            await kit.move(link, pair.server, "honest")
+        kit.ready_all(out)
+        await out.committed()
+        await incoming.committed()
+        kit.same(source, target)
+
+
+async def test_a_dialler_has_as_many_lanes_as_there_may_be() -> None:
+    """Tickets that are out count: who asks again and again gets no more."""
+    async with joined() as pair, contextlib.AsyncExitStack() as stack:
+        reader, writer = await asyncio.open_connection("127.0.0.1", pair.server.port)
+        stack.callback(writer.close)
+        writer.write(wire.control_preamble() + schema.encode(replace(hello(b""), lanes=60)))
+        await reader.readexactly(wire.PREAMBLE_BYTES)
+        messages, tickets = schema.MessageReader(1 << 20), []
+        for _ in range(64):
+            writer.write(schema.encode(schema.Lanes(1)))
+        writer.write(schema.encode(schema.Ask(bytes(16), 1)))
+        while True:
+            messages.feed(await asyncio.wait_for(reader.read(65536), 10))
+            found = list(iter(messages.next, None))
+            tickets += [message for message in found if isinstance(message, schema.LaneTicket)]
+            if any(isinstance(message, schema.Answer) for message in found):
+                break
+        assert len(tickets) == 64

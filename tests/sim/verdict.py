@@ -79,10 +79,11 @@ class Verdict:
 
     def _late_while_suspended(self, record: Record, half: Half) -> bool:
         """The other side was past its deadline; a peer that returns is told that it is over, and not why."""
+        other = record.receiver if half is record.sender else record.sender
         there = record.incoming if half is record.sender else record.out
+        errors = (other.outcome, there and there._error)  # its user may have died before it was told
         spells = record.link.spells + (record.link.other.spells if record.link.other is not None else [])
-        # Not what its user was told, who may have died before.
-        return there is not None and isinstance(there._error, DeadlineExceeded) and bool(spells)
+        return any(isinstance(error, DeadlineExceeded) for error in errors) and bool(spells)
 
     def _gave_up(self, record: Record) -> bool:
         halves = (record.sender, record.receiver)

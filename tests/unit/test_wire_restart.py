@@ -116,6 +116,48 @@ def test_a_peer_that_takes_smaller_messages_now() -> None:
     assert only(way.pair.acceptor, events.Offered).transfer == way.transfer + 4
 
 
+def test_a_peer_that_takes_fewer_transfers_now() -> None:
+    """Those that it has no room for end; the others outlive one more loss."""
+    roomy = replace(CONFIG, max_transfers=6)
+    pair = Pair(acceptor=roomy)
+    for number in range(6):
+        pair.offer(make_manifest(f"r{number}"))
+    assert len(restart(pair).again) == 6
+    ended = drain(pair.dialler)
+    assert [type(event.error) for event in ended if isinstance(event, events.Dropped)] == [LimitExceeded] * 2
+    assert len(ended) == 2
+    assert len(drain(pair.acceptor)) == 4
+    pair.resume()
+    assert pair.dialler.state is pair.acceptor.state is states.Session.OPEN
+
+
+def test_another_host_is_no_other_life() -> None:
+    way = Way("dialler")
+    way.granted()
+    way.pair.lose(way.sender)
+    drain(way.sender)
+    way.sender.resume(way.pair.now, b"R" * 32, may_restart=False)
+    way.sender.data_to_send()
+    way.pair.tell(way.sender, AGAIN)
+    assert type(only(way.sender, events.Suspended).error) is LinkLost
+    (goodbye,) = messages(way.sender.data_to_send())
+    assert isinstance(goodbye, schema.Goodbye)
+    assert way.table(way.sender) == {way.transfer: Transfer.ACTIVE}
+    way.pair.resume()
+    assert way.sender.state is states.Session.OPEN
+
+
+def test_a_peer_that_is_busy_is_asked_again() -> None:
+    way = Way("dialler")
+    way.granted()
+    way.pair.lose(way.sender)
+    drain(way.sender)
+    way.sender.resume(way.pair.now, b"R" * 32)
+    way.pair.tell(way.sender, schema.Goodbye("busy", "64 links are up"))
+    assert "64 links are up" in str(only(way.sender, events.Suspended).error)
+    assert way.sender.state is states.Session.SUSPENDED
+
+
 def test_a_refusal_by_the_new_peer() -> None:
     way = Way("dialler")
     way.granted()

@@ -16,6 +16,7 @@ from kvwire import (
     LinkLost,
     ModelMismatch,
     OfferRefused,
+    PeerBusy,
     PlacementError,
     ProtocolError,
     SpecError,
@@ -318,19 +319,19 @@ def test_offers_to_a_peer_that_does_not_read() -> None:
 
 
 @pytest.mark.parametrize("greet", [False, True])
-def test_eof(greet: bool) -> None:
+def test_lost(greet: bool) -> None:
     """Only a session that was open is worth another connection."""
     pair = Pair(greet=greet)
-    pair.dialler.eof(pair.now)
+    pair.dialler.lost(pair.now, LinkLost("the peer closed the connection"))
     (event,) = drain(pair.dialler)
     assert isinstance(event, events.Suspended if greet else events.Closed)
     assert type(event.error) is LinkLost
-    pair.dialler.eof(pair.now)
+    pair.dialler.lost(pair.now, LinkLost("the peer closed the connection"))
     assert not drain(pair.dialler)
 
 
 @pytest.mark.parametrize(
-    ("code", "kind"), [("closed", LinkLost), ("forgotten", LinkLost), ("?", LinkLost), ("protocol", ProtocolError)]
+    ("code", "kind"), [("closed", LinkLost), ("busy", PeerBusy), ("?", LinkLost), ("protocol", ProtocolError)]
 )
 def test_goodbye(code: str, kind: type[Exception]) -> None:
     pair = Pair()

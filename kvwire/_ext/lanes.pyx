@@ -198,6 +198,10 @@ cdef class EngineLink:
                 out_unref(<out_t *>run.owner)
             pthread_mutex_unlock(&self.c.lock)
         self.close_lanes()
+        pthread_mutex_lock(&self.c.lock)
+        # A ledger says the same; and to another life of the peer these numbers mean other transfers.
+        self.c.receipt_count = 0
+        pthread_mutex_unlock(&self.c.lock)
 
     def close(self):
         cdef int i

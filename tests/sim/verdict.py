@@ -81,8 +81,9 @@ class Verdict:
         """The other side was past its deadline; a peer that returns is told that it is over, and not why."""
         there = record.incoming if half is record.sender else record.out
         spells = record.link.spells + (record.link.other.spells if record.link.other is not None else [])
-        # Not what its user was told, who may have died before.
-        return there is not None and isinstance(there._error, DeadlineExceeded) and bool(spells)
+        # Not what its user was told, who may have died before; but of an offer that was not granted nobody else knows.
+        error = there._error if there is not None else record.sender.outcome
+        return isinstance(error, DeadlineExceeded) and bool(spells)
 
     def _gave_up(self, record: Record) -> bool:
         halves = (record.sender, record.receiver)

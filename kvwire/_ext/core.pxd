@@ -69,7 +69,7 @@ cdef enum:
     CLAIM_BYTES_MAX = 256 * 1024
     ACK_BYTES = 1024 * 1024        # landed bytes after which an acknowledgement goes out at once
     ACK_DELAY_NS = 2000000         # and the longest that fewer wait
-    MAX_RECEIPTS = 65536           # that wait for a lane: as many as transfers may be under way (Config.max_transfers)
+    MAX_RECEIPTS = 65536           # not acknowledged: as many as transfers may be under way (Config.max_transfers)
     MAX_ATTACHMENT = 65536         # kvwire.types.MAX_ATTACHMENT_BYTES
     TABLE_SIZE = 1024              # buckets of a transfer table
 
@@ -198,7 +198,8 @@ cdef struct link_t:
     dirty_t dirty
     queue_t queue
     u64 *receipts                  # ids of transfers whose receipt has to leave
-    size_t receipt_count
+    size_t receipt_count           # that wait for a lane
+    size_t receipts_unacked        # these and those in the logs of lanes, which may come back: there is room for all
     size_t receipt_capacity
     lane_t *lanes
     int lanes_open

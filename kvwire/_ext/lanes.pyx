@@ -200,7 +200,7 @@ cdef class EngineLink:
         self.close_lanes()
         pthread_mutex_lock(&self.c.lock)
         # A ledger says the same; and to another life of the peer these numbers mean other transfers.
-        self.c.receipt_count = 0
+        self.c.receipt_count = self.c.receipts_unacked = 0
         pthread_mutex_unlock(&self.c.lock)
 
     def close(self):

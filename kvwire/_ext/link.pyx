@@ -186,21 +186,27 @@ cdef void in_end(in_t *t, state_t state) noexcept nogil:
 
 
 cdef bint push_receipt(link_t *link, u64 id) noexcept nogil:
-    """Have a receipt sent. False without memory, or where the peer sends and sends and takes no receipt."""
+    """Have a receipt sent. False without memory, or where the peer sends and sends and acknowledges no receipt."""
     cdef size_t capacity
     cdef u64 *grown
-    if link.receipt_count == MAX_RECEIPTS:
+    if link.receipts_unacked == MAX_RECEIPTS:
         return False
-    if link.receipt_count == link.receipt_capacity:
+    if link.receipts_unacked == link.receipt_capacity:
         capacity = link.receipt_capacity * 2 if link.receipt_capacity else 16
         grown = <u64 *>realloc(link.receipts, capacity * sizeof(u64))
         if grown == NULL:
             return False
         link.receipts = grown
         link.receipt_capacity = capacity
+    link.receipts_unacked += 1
+    push_receipt_again(link, id)
+    return True
+
+
+cdef void push_receipt_again(link_t *link, u64 id) noexcept nogil:
+    """A receipt that nobody has acknowledged: there is room for it."""
     link.receipts[link.receipt_count] = id
     link.receipt_count += 1
-    return True
 
 
 cdef bint requeue(link_t *link, const run_t *run) noexcept nogil:
@@ -241,7 +247,7 @@ cdef void lane_retire(lane_t *lane) noexcept nogil:
     pthread_mutex_lock(&link.lock)
     while log_pop(&lane.log, &entry):
         if entry.run.owner == NULL:
-            push_receipt(link, entry.run.order)
+            push_receipt_again(link, entry.run.order)
         else:
             (<out_t *>entry.run.owner).resent_cells += entry.run.count
             requeue(link, &entry.run)

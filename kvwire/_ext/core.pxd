@@ -8,7 +8,7 @@
 
 Lock order: link_t.lock, then engine_t.dirty_lock. No lock is held over a system call (waking a condition aside).
 Workers never take the GIL; Python holds a lock only for work that does not grow with the data, and to look
-through the queue for an abort.
+through the queue for what a transfer that ends has left there.
 """
 
 from kvwire._ext.frame cimport HEADER_BYTES
@@ -103,6 +103,7 @@ cdef struct out_t:
     u64 id
     int refs                       # lock: the Python handle, and every run in the queue or in a lane log
     int state                      # lock: state_t
+    int queued                     # lock: runs in the queue, none once it is over
     int readers                    # lock: workers that read its pages just now
     int klass
     u64 deadline

@@ -165,12 +165,14 @@ cdef void in_unref(in_t *t) noexcept nogil:
 
 
 cdef void out_end(out_t *t, state_t state) noexcept nogil:
-    """The transfer is over. Runs in the queue are dropped when they are claimed; those of an aborted one at once, for a
-    lane may never come for them. That looks through the queue, which is as long as Config.max_queued_runs has it."""
+    """The transfer is over, and what it has in the queue is dropped: a lane may never come for it. That looks through
+    the queue, which is as long as Config.max_queued_runs has it; but what commits has nothing there as a rule."""
     if t.state == ACTIVE:
         t.state = state
-        if state == ABORTED:
-            t.refs -= <int>queue_remove(&t.link.queue, t)   # its handle holds it still
+        if t.queued:
+            queue_remove(&t.link.queue, t)
+            t.refs -= t.queued             # its handle holds it still
+            t.queued = 0
         remove_out(t.link, t)
         pthread_cond_broadcast(&t.changed)
         mark_dirty(t.link.engine, &t.dirty)
@@ -214,6 +216,7 @@ cdef bint requeue(link_t *link, const run_t *run) noexcept nogil:
     waits for the link: then its ledger will tell what is to be sent."""
     cdef out_t *t = <out_t *>run.owner
     if t.state == ACTIVE and not t.suspended and queue_push(&link.queue, run) == 0:
+        t.queued += 1
         return True
     out_unref(t)
     return False

@@ -8,7 +8,7 @@
 
 Lock order: link_t.lock, then engine_t.dirty_lock. No lock is held over a system call (waking a condition aside).
 Workers never take the GIL; Python holds a lock only for work that does not grow with the data, and to look
-through the queue for an abort.
+through the queue for what a transfer that ends has left there.
 """
 
 from kvwire._ext.frame cimport HEADER_BYTES
@@ -69,7 +69,7 @@ cdef enum:
     CLAIM_BYTES_MAX = 256 * 1024
     ACK_BYTES = 1024 * 1024        # landed bytes after which an acknowledgement goes out at once
     ACK_DELAY_NS = 2000000         # and the longest that fewer wait
-    MAX_RECEIPTS = 65536           # that wait for a lane: as many as transfers may be under way (Config.max_transfers)
+    MAX_RECEIPTS = 65536           # not acknowledged: as many as transfers may be under way (Config.max_transfers)
     MAX_ATTACHMENT = 65536         # kvwire.types.MAX_ATTACHMENT_BYTES
     TABLE_SIZE = 1024              # buckets of a transfer table
 
@@ -103,6 +103,7 @@ cdef struct out_t:
     u64 id
     int refs                       # lock: the Python handle, and every run in the queue or in a lane log
     int state                      # lock: state_t
+    int queued                     # lock: runs in the queue, none once it is over
     int readers                    # lock: workers that read its pages just now
     int klass
     u64 deadline
@@ -198,7 +199,8 @@ cdef struct link_t:
     dirty_t dirty
     queue_t queue
     u64 *receipts                  # ids of transfers whose receipt has to leave
-    size_t receipt_count
+    size_t receipt_count           # that wait for a lane
+    size_t receipts_unacked        # these and those in the logs of lanes, which may come back: there is room for all
     size_t receipt_capacity
     lane_t *lanes
     int lanes_open

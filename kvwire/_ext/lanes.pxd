@@ -7,3 +7,4 @@ cdef class EngineLink:
     cdef object __weakref__
     cdef void check(self) except *
     cdef void close_lanes(self)
+    cdef void empty_queue(self) noexcept nogil

@@ -38,8 +38,8 @@ class EngineLink:
 
     def lane_stats(self) -> list[LaneStats]: ...
     def suspend(self) -> None:
-        """Close all lanes and forget what was queued; transfers stay, each until its `resume`. Waits for local
-        workers only. What becomes ready meanwhile is marked and goes out then.
+        """Close all lanes and forget what was queued, receipts included; transfers stay, each until its `resume`.
+        Waits for local workers only. What becomes ready meanwhile is marked and goes out then.
         """
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from kvwire._ext.engine cimport Engine
 from kvwire._ext.frame cimport HEADER_BYTES
 from kvwire._ext.lanelog cimport log_init
 from kvwire._ext.link cimport forget_dirty, in_end, lane_free, out_end, out_unref, signal_engine, wake_worker
-from kvwire._ext.sendqueue cimport queue_claim, queue_free, run_t
+from kvwire._ext.sendqueue cimport queue_free
 
 from kvwire._ext.frame import ERRORS
 from kvwire.errors import Closed
@@ -182,8 +182,17 @@ cdef class EngineLink:
                 pthread_cond_wait(&self.c.changed, &self.c.lock)
             pthread_mutex_unlock(&self.c.lock)
 
+    cdef void empty_queue(self) noexcept nogil:
+        """Nothing of what is ready is to leave. Link lock held."""
+        cdef size_t at
+        cdef out_t *t
+        for at in range(self.c.queue.length):
+            t = <out_t *>self.c.queue.heap[at].owner
+            t.queued -= 1
+            out_unref(t)
+        self.c.queue.length = 0
+
     def suspend(self):
-        cdef run_t run
         cdef out_t *t
         cdef int i
         self.check()
@@ -194,10 +203,13 @@ cdef class EngineLink:
                 while t != NULL:
                     t.suspended = True
                     t = t.next
-            while queue_claim(&self.c.queue, 0xffffffff, &run):
-                out_unref(<out_t *>run.owner)
+            self.empty_queue()
             pthread_mutex_unlock(&self.c.lock)
         self.close_lanes()
+        pthread_mutex_lock(&self.c.lock)
+        # A ledger says the same; and to another life of the peer these numbers mean other transfers.
+        self.c.receipt_count = self.c.receipts_unacked = 0
+        pthread_mutex_unlock(&self.c.lock)
 
     def close(self):
         cdef int i
@@ -207,6 +219,7 @@ cdef class EngineLink:
         self.close_lanes()
         with nogil:
             pthread_mutex_lock(&self.c.lock)
+            self.empty_queue()
             for i in range(TABLE_SIZE):
                 while self.c.out[i] != NULL:
                     out_end(self.c.out[i], LOST)
@@ -222,7 +235,6 @@ cdef class EngineLink:
             self.close()
 
     def __dealloc__(self):
-        cdef size_t i
         cdef lane_t *l
         if self.engine is None or self.engine.c.forked:
             return
@@ -232,8 +244,6 @@ cdef class EngineLink:
             l = self.c.lanes
             self.c.lanes = l.next_in_link
             lane_free(l)
-        for i in range(self.c.queue.length):
-            out_unref(<out_t *>self.c.queue.heap[i].owner)
         queue_free(&self.c.queue)
         free(self.c.receipts)
         pthread_cond_destroy(&self.c.changed)

@@ -28,6 +28,11 @@ cdef inline claim_t ledger_claim(ledger_t *l, unsigned int segment, unsigned int
     l.claimed[at >> 3] |= 1 << (at & 7)
     return OWN
 
+cdef inline void ledger_unclaim(ledger_t *l, unsigned int segment, unsigned int cell) noexcept nogil:
+    """A claimed cell will not land: it is anybody's again."""
+    cdef long long at = l.first[segment] + cell
+    l.claimed[at >> 3] &= ~(1 << (at & 7))
+
 cdef inline bint ledger_land(ledger_t *l, unsigned int segment, unsigned int cell) noexcept nogil:
     """A claimed cell is in place. True when that completes its segment."""
     cdef long long at = l.first[segment] + cell

@@ -165,12 +165,14 @@ cdef void in_unref(in_t *t) noexcept nogil:
 
 
 cdef void out_end(out_t *t, state_t state) noexcept nogil:
-    """The transfer is over. Runs in the queue are dropped when they are claimed; those of an aborted one at once, for a
-    lane may never come for them. That looks through the queue, which is as long as Config.max_queued_runs has it."""
+    """The transfer is over, and what it has in the queue is dropped: a lane may never come for it. That looks through
+    the queue, which is as long as Config.max_queued_runs has it; but what commits has nothing there as a rule."""
     if t.state == ACTIVE:
         t.state = state
-        if state == ABORTED:
-            t.refs -= <int>queue_remove(&t.link.queue, t)   # its handle holds it still
+        if t.queued:
+            queue_remove(&t.link.queue, t)
+            t.refs -= t.queued             # its handle holds it still
+            t.queued = 0
         remove_out(t.link, t)
         pthread_cond_broadcast(&t.changed)
         mark_dirty(t.link.engine, &t.dirty)
@@ -186,21 +188,27 @@ cdef void in_end(in_t *t, state_t state) noexcept nogil:
 
 
 cdef bint push_receipt(link_t *link, u64 id) noexcept nogil:
-    """Have a receipt sent. False without memory, or where the peer sends and sends and takes no receipt."""
+    """Have a receipt sent. False without memory, or where the peer sends and sends and acknowledges no receipt."""
     cdef size_t capacity
     cdef u64 *grown
-    if link.receipt_count == MAX_RECEIPTS:
+    if link.receipts_unacked == MAX_RECEIPTS:
         return False
-    if link.receipt_count == link.receipt_capacity:
+    if link.receipts_unacked == link.receipt_capacity:
         capacity = link.receipt_capacity * 2 if link.receipt_capacity else 16
         grown = <u64 *>realloc(link.receipts, capacity * sizeof(u64))
         if grown == NULL:
             return False
         link.receipts = grown
         link.receipt_capacity = capacity
+    link.receipts_unacked += 1
+    push_receipt_again(link, id)
+    return True
+
+
+cdef void push_receipt_again(link_t *link, u64 id) noexcept nogil:
+    """A receipt that nobody has acknowledged: there is room for it."""
     link.receipts[link.receipt_count] = id
     link.receipt_count += 1
-    return True
 
 
 cdef bint requeue(link_t *link, const run_t *run) noexcept nogil:
@@ -208,6 +216,7 @@ cdef bint requeue(link_t *link, const run_t *run) noexcept nogil:
     waits for the link: then its ledger will tell what is to be sent."""
     cdef out_t *t = <out_t *>run.owner
     if t.state == ACTIVE and not t.suspended and queue_push(&link.queue, run) == 0:
+        t.queued += 1
         return True
     out_unref(t)
     return False
@@ -241,7 +250,7 @@ cdef void lane_retire(lane_t *lane) noexcept nogil:
     pthread_mutex_lock(&link.lock)
     while log_pop(&lane.log, &entry):
         if entry.run.owner == NULL:
-            push_receipt(link, entry.run.order)
+            push_receipt_again(link, entry.run.order)
         else:
             (<out_t *>entry.run.owner).resent_cells += entry.run.count
             requeue(link, &entry.run)

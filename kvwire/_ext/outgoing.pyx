@@ -155,6 +155,7 @@ cdef class OutTransfer:
                 t.link.queue.next_order += 1
                 failed = not t.suspended and queue_push(&t.link.queue, &run) != 0
                 if not failed:
+                    t.queued += not t.suspended
                     t.refs += not t.suspended
                     t.unready_cells -= 0 if again else count
         pthread_mutex_unlock(&t.link.lock)

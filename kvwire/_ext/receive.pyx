@@ -12,7 +12,7 @@ from kvwire._ext.frame cimport (ACK, ACK_ENTRY_BYTES, DATA, FRAME_OK, HEADER_BYT
                                 frame_check_header, frame_check_payload, frame_error_t, header_t)
 from kvwire._ext.lanelog cimport entry_t, log_pop_acked
 from kvwire._ext.layout cimport segment_scatter
-from kvwire._ext.ledger cimport DUPLICATE, OUTSIDE, OWN, claim_t, ledger_claim, ledger_land
+from kvwire._ext.ledger cimport DUPLICATE, OUTSIDE, OWN, claim_t, ledger_claim, ledger_land, ledger_unclaim
 from kvwire._ext.link cimport (find_in, find_out, in_end, in_unref, lane_fail, mark_dirty, out_end, out_unref,
                                push_receipt, signal_engine, wake_all)
 
@@ -79,6 +79,7 @@ cdef bint on_ack(lane_t *via, const header_t *h, const char *payload, u64 now) n
                 break
             t = <out_t *>entry.run.owner
             if t == NULL:
+                link.receipts_unacked -= 1
                 continue
             lane.acked_bytes += <u64>entry.run.count * t.cell_bytes
             t.acked_cells += entry.run.count
@@ -158,17 +159,17 @@ cdef lane_close_t on_data(lane_t *lane, const header_t *h, const char *payload, 
     if t.state != ACTIVE:
         if t.writers == 0:
             pthread_cond_broadcast(&t.changed)
+    elif t.ledger.missing_total == 1 and not push_receipt(link, t.id):
+        ledger_unclaim(&t.ledger, h.segment, h.cell)   # not acknowledged, so it will come again
+        verdict = LANE_NO_MEMORY
     elif ledger_land(&t.ledger, h.segment, h.cell):
         t.done[t.done_count] = h.segment
         t.done_count += 1
         tell = True
         if t.ledger.missing_total == 0:
-            if push_receipt(link, t.id):
-                t.commit_ns = now_ns()
-                in_end(t, COMMITTED)
-                committed = True
-            else:
-                verdict = LANE_NO_MEMORY
+            t.commit_ns = now_ns()
+            in_end(t, COMMITTED)
+            committed = True
         else:
             pthread_cond_broadcast(&t.changed)
             mark_dirty(engine, &t.dirty)

@@ -15,7 +15,7 @@ from kvwire._ext.crc32c cimport kvwire_crc32c
 from kvwire._ext.frame cimport (ACK, ACK_ENTRY_BYTES, DATA, HEADER_BYTES, RECEIPT, frame_crc, frame_header, header_t)
 from kvwire._ext.lanelog cimport log_append, log_trim_last
 from kvwire._ext.layout cimport iovec, segment_gather, segment_iovecs
-from kvwire._ext.link cimport lane_fail, out_unref, requeue, wake_all
+from kvwire._ext.link cimport lane_fail, requeue, wake_all
 from kvwire._ext.sendqueue cimport queue_claim, run_t
 
 cdef extern from "<sys/socket.h>" nogil:
@@ -121,9 +121,8 @@ cdef void claim_data(lane_t *lane, batch_t *b) noexcept nogil:
         queue_claim(&link.queue, want if want else 1, run)
         if link.queue.length == before:
             t.refs += 1
-        if t.state != ACTIVE:
-            out_unref(t)
-            continue
+        else:
+            t.queued -= 1
         log_append(&lane.log, run)
         t.readers += 1
         b.runs += 1

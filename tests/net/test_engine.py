@@ -302,3 +302,20 @@ def test_pages_used_many_times() -> None:
         out.ready(0, 0, 256)
         commit(out, inc)
     assert np.array_equal(page, landed)
+
+
+def test_what_is_over_has_nothing_in_the_queue() -> None:
+    """However it ends: there is no lane to come for it. What others have there stays."""
+    with Pair(0) as pair:
+        outs = [pair.transfer(Memory([(2, CELL)]), Memory([(2, CELL)]), id=2 * number + 2)[0] for number in range(3)]
+        for block in range(2):
+            for out in outs:
+                out.ready(0, block, 1)
+        assert pair.sender.queued_runs == 6
+        outs[1].commit()
+        assert pair.sender.queued_runs == 4
+        outs[2].abort()
+        assert pair.sender.queued_runs == 2
+        pair.sender.close()
+        assert [out.state for out in outs] == ["lost", "committed", "aborted"]
+        assert pair.sender.queued_runs == 0

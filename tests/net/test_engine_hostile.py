@@ -15,7 +15,7 @@ from kvwire._ext.incoming import InTransfer
 from kvwire._ext.lanes import EngineLink
 from kvwire._ext.layout import Segment
 from kvwire._ext.outgoing import OutTransfer
-from tests.net.engines import CELL, PATIENCE_S, Memory, closures, frame_type, frames, raw_peer, until
+from tests.net.engines import CELL, PATIENCE_S, Memory, closures, frame_type, frames, raw_peer, tcp_pair, until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -29,6 +29,10 @@ def damaged(frame: bytes, at: int) -> bytes:
 
 def ack(lane: int, incarnation: int, next_seq: int, sequence: int = 0) -> bytes:
     return encode("ack", sequence, payload=struct.pack("<IIQ", lane, incarnation, next_seq))
+
+
+def transfer_of(frame: bytes) -> int:
+    return int.from_bytes(frame[24:32], "little")
 
 
 def test_an_honest_peer_by_hand() -> None:
@@ -200,13 +204,16 @@ def test_a_peer_that_never_acknowledges() -> None:
         assert resident_bytes() - before < 32 << 20
 
 
+MAX_RECEIPTS = 65536  # kvwire/_ext/core.pxd
+
+
 def test_a_peer_that_takes_no_receipt() -> None:
-    """Its transfers commit, up to a bound; then its lane ends."""
+    """Its transfers commit, up to a bound; then its lane ends, until it has acknowledged some. Nothing is lost."""
     target = Memory([(1, 100)])
-    log_runs, max_receipts, batch = 4096, 65536, 1024  # the first two as in kvwire/_ext/core.pxd
+    batch = 1000
     committed = 0
     with raw_peer() as (link, peer):
-        while link.lanes_open and committed < 2 * max_receipts:
+        while link.lanes_open and committed < 2 * MAX_RECEIPTS:
             numbers = range(committed, committed + batch)
             handles = [InTransfer(link, 2 * number + 2, target.segments, CELL, False) for number in numbers]
             with contextlib.suppress(OSError):  # its lane may have ended
@@ -215,7 +222,22 @@ def test_a_peer_that_takes_no_receipt() -> None:
             committed += sum(handle.state == "committed" for handle in handles)
         ((_, _, _, reason, _),) = closures(link)
         assert reason == "out of memory"
-        assert max_receipts <= committed <= max_receipts + log_runs
+        assert committed == MAX_RECEIPTS
+        late = handles[committed % batch :]
+        assert {(handle.state, handle.cells) for handle in late} == {("active", (0, 1))}
+        ours, again = tcp_pair()
+        with again:
+            link.add_lane(ours.detach(), 0, 1)
+            again.settimeout(PATIENCE_S)
+            said = set()
+            for sequence, frame in enumerate(frames(again, MAX_RECEIPTS)):
+                said.add(transfer_of(frame))
+                if sequence % batch == batch - 1 or sequence == MAX_RECEIPTS - 1:
+                    again.sendall(ack(0, 1, sequence + 1, sequence=sequence // batch))
+            assert said == {2 * number + 2 for number in range(MAX_RECEIPTS)}
+            after = MAX_RECEIPTS // batch + 1
+            again.sendall(encode("data", after, 2 * committed + 2, payload=bytes(100)))
+            assert late[0].wait(PATIENCE_S) == "committed"
 
 
 def many_cells(link: EngineLink) -> tuple[OutTransfer, np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]:

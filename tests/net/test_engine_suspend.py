@@ -21,6 +21,7 @@ from tests.net.engines import (
     Memory,
     Pair,
     all_ready,
+    closures,
     commit,
     frame_type,
     frames,
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 
 SHAPES = [(16, 1 << 18)] * 2  # 8 MiB, 2048 cells
 SMALL = [(2, CELL), (1, CELL + 100)]  # four cells
-RECEIPT = 3  # frame.pxd
+ACK, RECEIPT = 2, 3  # frame.pxd
 
 
 def memories(shapes: list[tuple[int, int]] = SHAPES) -> tuple[Memory, Memory]:
@@ -276,11 +277,30 @@ def test_a_receipt_that_nobody_acknowledged_is_said_again() -> None:
         assert inc.wait(PATIENCE_S) == "committed"
         assert RECEIPT in [frame_type(frame) for frame in frames(peer, 2)]
         for incarnation in range(1, 4):
-            suspend(link)
+            link.close_lane(0)
+            closures(link)
             ours, theirs = tcp_pair()
             with theirs:
                 link.add_lane(ours.detach(), 0, incarnation)
                 assert next(frames(theirs, 1)) == encode("receipt", 0, 2)
+
+
+def test_a_receipt_does_not_outlive_its_lanes_when_all_are_gone() -> None:
+    """Who comes next may be another life of the peer, which counts its transfers from the first number on."""
+    target = Memory([(1, CELL)])
+    with raw_peer() as (link, peer):
+        inc = InTransfer(link, 2, target.segments, CELL, False)
+        peer.sendall(encode("data", 0, 2, 0, 0, bytes(CELL)))
+        assert RECEIPT in [frame_type(frame) for frame in frames(peer, 2)]
+        assert inc.state == "committed"
+        suspend(link)
+        ours, theirs = tcp_pair()
+        with theirs:
+            link.add_lane(ours.detach(), 0, 1)
+            answers = frames(theirs, 2)
+            for sequence in range(2):
+                theirs.sendall(encode("receipt", sequence, 8))  # of a transfer that nobody knows: it is acknowledged
+                assert frame_type(next(answers)) == ACK
 
 
 # --- ends ---------------------------------------------------------------------------------------------------------

@@ -255,8 +255,6 @@ class Lane:
                 return
             owner, segment, first, count, _ = run
             out = self.link.queued[owner]
-            if out.state != "active":
-                continue
             self.log.append(owner, segment, first, count)
             out.readers.append(self)
             batch.runs.append((owner, segment, first, count))

@@ -298,6 +298,18 @@ def _suspended_with_lanes() -> list[Any]:
     return [mock.patch.object(SimEngineLink, "suspend", _nothing)]
 
 
+def _receipts_survive() -> list[Any]:
+    real = SimEngineLink.suspend
+
+    def suspend(self: SimEngineLink) -> None:
+        self.stop_lanes()
+        unacknowledged = self.receipts[:]
+        real(self)
+        self.receipts += unacknowledged
+
+    return [mock.patch.object(SimEngineLink, "suspend", suspend)]
+
+
 def _deadlines_wait_for_the_link() -> list[Any]:
     expire, next_due = exchange.Exchange._expire, exchange.Exchange._next_due
 
@@ -363,6 +375,7 @@ MUTATIONS = (
     Mutation("a lost connection ends its link", LASTING, _lost_with_its_connection),
     Mutation("a suspended link never ends", BOUNDED, _suspended_for_ever),
     Mutation("a suspended link keeps its lanes", BOUNDED, _suspended_with_lanes),
+    Mutation("receipts survive a suspension", EXACT, _receipts_survive),
     Mutation("deadlines stand still while a link is suspended", EXACT, _deadlines_wait_for_the_link),
     Mutation("a link is given up, and the other end is not told", EXACT, _given_up_in_silence),
     Mutation("a connection that is lost stays open", BOUNDED, _connections_left_open),

@@ -16,16 +16,15 @@ from kvwire.wire.transfers import DRAIN_S
 from tests.sim.links import SimLink
 from tests.sim.network import Connection, Host, Kind
 from tests.sim.path import Flow
-from tests.sim.receiving import receive_all
-from tests.sim.sending import send_some
+from tests.sim.receiving import begin
 from tests.sim.world import PORT, STORM_S, Process, World
 
 HANDSHAKE_S = 0.5
 """A connection is through its hand-shake by then, if nothing is wrong with it."""
-
-
 BUSY_LOOK_S = 0.01
 """Links are best struck while something is on its way; so a fault of theirs waits for that, for a while."""
+AWAY_S = (0.05, 0.5, 1.5)
+"""How long a process that has ended is gone."""
 
 
 class Nemesis:
@@ -45,7 +44,7 @@ class Nemesis:
         if self.world.config.resume_timeout_s and not self.world.tight:
             more += ["control kept away", "link cut off"]
             if self.rng.random() < 0.7:
-                self.world.history.on_landing = self._in_the_middle
+                self.world.history.on_landing = self.rng.choice((self._in_the_middle, self._before_the_receipt))
         kinds += [kind for kind in more if self.rng.random() < 0.2]
         for kind in kinds:
             for _ in range(self.rng.choice((1, 1, 2, 6))):
@@ -62,14 +61,24 @@ class Nemesis:
 
     def _take_away(self, link: SimLink) -> None:
         control = link.controls[-1]
-        if self.rng.random() < 0.2 and len(self.world.living()) == len(self.net.hosts):
-            self.world.counts["kill"] += 1
-            self._end_process(link.process, silently=False)
+        if self.rng.random() < 0.2:
+            self._kill(link.process, self.rng.choice(AWAY_S))
         elif control.alive:
             name, blow = self.rng.choice(list(BLOWS.items()))
             self.world.counts[name] += 1
             self.world.history.note("fault", name)
             blow(self, control)
+
+    def _before_the_receipt(self, link: SimLink, commit: bool) -> None:
+        """End a sender that did not dial as it is about to hear of its commits: they are none of its next life's."""
+        sender = link.other
+        if self.world.storm and commit and link.dialled and sender is not None:
+            self.later(0.0, partial(self._kill, sender.process, 0.02))
+
+    def _kill(self, process: Process, away_s: float) -> None:
+        if len(self.world.living()) == len(self.net.hosts):
+            self.world.counts["kill"] += 1
+            self._end_process(process, away_s, silently=False)
 
     def _strike(self, kind: str) -> None:
         if not self.world.storm:
@@ -276,10 +285,10 @@ class Nemesis:
         living = self.world.living()
         if len(living) < len(self.net.hosts):
             return False
-        self._end_process(self.rng.choice(living), silently)
+        self._end_process(self.rng.choice(living), self.rng.choice(AWAY_S), silently=silently)
         return True
 
-    def _end_process(self, process: Process, silently: bool) -> None:
+    def _end_process(self, process: Process, away_s: float, *, silently: bool) -> None:
         process.die()
         host = process.host
         host.down = silently
@@ -293,14 +302,13 @@ class Nemesis:
                 end.vanish()
             else:
                 end.close()
-        seconds = self.rng.choice((0.05, 0.5, 1.5))
-        self.world.trouble(self.world.clock.now + seconds, host, heals=True)
-        self.later(seconds, lambda: self._restart(host))
+        self.world.trouble(self.world.clock.now + away_s, host, heals=True)
+        self.later(away_s, lambda: self._restart(host))
 
     def _restart(self, host: Host) -> None:
         if host.loop is not None and host.loop.dead:
             host.down = False
-            begin(self.world.start(host))
+            begin(self.world.start(host), again=True)
             self.world.counts["restarted"] += 1
             self.net.release()
 
@@ -402,14 +410,3 @@ FAULTS: dict[str, Callable[[Nemesis], bool]] = {
     "node closed": Nemesis.close_node,
     "strangers": Nemesis.strangers,
 }
-
-
-def begin(process: Process) -> None:
-    """What the users of a process do: take whatever comes, and send to the others."""
-    process.spawn(receive_all, process, service=True)
-    if not process.world.storm:
-        return
-    rng = process.rng("plan")
-    for host in process.world.network.hosts:
-        if host.number < process.host.number or (host is not process.host and rng.random() < 0.4):
-            process.spawn(send_some, process, host, rng.randint(7, 11) if process.tight else rng.randint(4, 7))

@@ -12,8 +12,21 @@ from kvwire import Closed, Incoming, KvwireError, LeaseHeld
 from tests.sim.history import BOUNDED, EXACT, WHOLE, Half, Record
 from tests.sim.links import sim_link
 from tests.sim.memory import Held, all_blocks, some_blocks
-from tests.sim.sending import end
+from tests.sim.sending import end, send_back, send_some
 from tests.sim.world import Process
+
+
+def begin(process: Process, *, again: bool = False) -> None:
+    """What its users do: take whatever comes, send to the others; after a restart also at once to who comes back."""
+    process.spawn(receive_all, process, service=True)
+    if not process.world.storm:
+        return
+    rng = process.rng("plan")
+    for host in process.world.network.hosts:
+        if again and host is not process.host:
+            process.spawn(send_back, process, host)
+        if host.number < process.host.number or (host is not process.host and rng.random() < 0.4):
+            process.spawn(send_some, process, host, rng.randint(7, 11) if process.tight else rng.randint(4, 7))
 
 
 async def receive_all(process: Process) -> None:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from kvwire.wire.transfers import DRAIN_S
 from tests.sim.clock import Livelock
 from tests.sim.history import EXACT, LASTING, History, Violation
-from tests.sim.nemesis import Nemesis, begin
+from tests.sim.nemesis import Nemesis
 from tests.sim.patches import simulated
+from tests.sim.receiving import begin
 from tests.sim.sending import Send
 from tests.sim.verdict import Verdict
 from tests.sim.world import STORM_S, Process, World

@@ -13,6 +13,7 @@ from tests.sim.network import Host
 from tests.sim.world import STORM_S, Process
 
 SHORT_S, LONG_S = 2.0, 75.0
+RETURN_LOOKS, RETURN_LOOK_S, RETURN_SENDS = 500, 0.002, 4
 
 
 async def send_some(process: Process, peer: Host, count: int) -> None:
@@ -27,6 +28,17 @@ async def send_some(process: Process, peer: Host, count: int) -> None:
             world.counts["offer against the dial"] += 1
         if link is not None and (world.storm or world.honest):
             process.spawn(Send(process, link, process.new_request()).run)
+
+
+async def send_back(process: Process, peer: Host) -> None:
+    """As soon as a peer is back that had dialled a former life of this process: best before its lanes are."""
+    for _ in range(RETURN_LOOKS):
+        link = process.link_from(peer)
+        if link is not None:
+            for _ in range(RETURN_SENDS):
+                process.spawn(Send(process, link, process.new_request(), honest=True).run)
+            return
+        await asyncio.sleep(RETURN_LOOK_S)
 
 
 class Send:
@@ -173,6 +185,8 @@ class Send:
             return "committed" if out.state == "committed" else "cancelled"
         except KvwireError as error:
             return error
+        if not record.tainted and (record.incoming is None or record.incoming.state != "committed"):
+            self.world.history.violate(EXACT, f"{record.request_id} has a receipt before its receiver has committed")
         if receipt.request_id != record.request_id:
             self.world.history.violate(EXACT, f"the receipt of {record.request_id} names {receipt.request_id}")
         return "committed"

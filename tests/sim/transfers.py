@@ -184,12 +184,11 @@ class SimOutTransfer:
         self.end("committed")
 
     def end(self, state: State) -> None:
-        """The transfer is over. Its runs in the queue are dropped when they are claimed, of an aborted one at once."""
+        """The transfer is over, and what it has in the queue is dropped."""
         if self.state == "active":
             self.state = state
             self.link.out.pop(self.id)
-            if state == "aborted":
-                self.link.queue.remove(self.id)
+            self.link.queue.remove(self.id)
             self.link.engine.mark(self)
 
     def abort(self) -> State:

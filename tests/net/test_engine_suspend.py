@@ -81,7 +81,7 @@ def test_what_had_landed_is_not_sent_again(lanes: int) -> None:
             pair.add_lane(lane, 1)
         assert out.wait(0.05) == inc.wait(0.0) == "active"  # until the receiver has said what it has
         assert frames_sent(pair.sender) == 0
-        out.resume(inc.landed())
+        tell(out, inc)
         assert out.cells[0] >= landed
         commit(out, inc)
         assert frames_sent(pair.sender) == total - landed
@@ -112,7 +112,7 @@ def test_suspended_again_and_again() -> None:
             before = inc.cells[0]
             for lane in range(2):
                 pair.add_lane(lane, incarnation)
-            out.resume(inc.landed())
+            tell(out, inc)
             assert bits(inc.landed()) >= before
         thread.join()
         commit(out, inc)
@@ -138,7 +138,7 @@ def test_many_transfers_in_both_directions() -> None:
         pair.add_lane(0, 1)
         for out, inc, _, _ in moving:
             if out.state == inc.state == "active":
-                out.resume(inc.landed())
+                tell(out, inc)
         for number, (out, inc, source, target) in enumerate(moving):
             missing = range(number % 8, 7 if number % 2 == 0 else 8)
             out.ready(0, missing.start, len(missing))
@@ -158,7 +158,7 @@ def test_only_one_side_has_noticed() -> None:
         until(lambda: pair.receiver.lanes_open == 0, "its lanes to end")
         suspend(pair.receiver)
         pair.add_lane(0, 1)
-        out.resume(inc.landed())
+        tell(out, inc)
         commit(out, inc)
         assert inc.duplicates == 0
     check(source, target)
@@ -345,13 +345,13 @@ def test_close_while_suspended(resumed: bool) -> None:
             waiter.start()
         if resumed:
             out.ready(1, 0, 16)
-            out.resume(inc.landed())  # no lane is up: it waits in the queue
+            tell(out, inc)  # no lane is up: it waits in the queue
             assert pair.sender.queued_runs
         pair.close()
         for waiter in waiters:
             waiter.join()
         assert ends == ["lost", "lost"]
-        for call in (pair.sender.suspend, lambda: out.resume(inc.landed())):
+        for call in (pair.sender.suspend, lambda: tell(out, inc)):
             with pytest.raises(Closed):
                 call()
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from kvwire._ext.outgoing import OutTransfer
 from kvwire.errors import (
     AttachmentError,
+    Closed,
     CommitUnknown,
     KvwireError,
     LinkLost,
@@ -236,8 +237,10 @@ class Outgoing(Transfer):
             except QueueFull:
                 await asyncio.wait((self._ended,), timeout=pause_s)
                 pause_s = min(2 * pause_s, FULL_PAUSE_LONGEST_S)
+            except Closed:
                 if self._ended.done():
                     self._outcome(self.state)
+                raise
 
     def _start(self, group: str) -> int:
         """The first block on offer."""

@@ -67,8 +67,8 @@ class Exchange(ABC):
         self.state = states.Session.GREETING
         self._config = config
         self._events: deque[events.Event] = deque()
-        self._outgoing = Transfers(states.OUTGOING)
-        self._incoming = Transfers(states.INCOMING)
+        self._outgoing = Transfers(states.OUTGOING, config.max_transfers)
+        self._incoming = Transfers(states.INCOMING, config.max_transfers)
         self._dialler = dialler
         self._next_id = 1 if dialler else 2
         # On this connection:
@@ -342,7 +342,7 @@ class Exchange(ABC):
         for transfer in self._incoming.ids():
             self._incoming.step(now, transfer, "recv over")
             self._events.append(events.Dropped(transfer, LinkLost("the peer has restarted")))
-        self._incoming = Transfers(states.INCOMING)  # its ids begin anew
+        self._incoming = Transfers(states.INCOMING, self._config.max_transfers)  # its ids begin anew
 
     # --- timers ---------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ DRAIN_S = 30.0
 """Longest wait for DRAINED. A peer that owes it still is forgotten: nothing on this side depends on the answer."""
 
 REMEMBERED = 4096
-"""Outcomes of the latest transfers that are kept, per direction, for a peer that comes back and asks."""
+"""Outcomes of the latest transfers that are kept at least, per direction, for a peer that comes back and asks."""
 
 Outcome = Literal["committed", "refused", "aborted"]
 _OUTCOMES: dict[str, Outcome] = {"done": "committed", "refuse": "refused", "recv refuse": "refused"}
@@ -40,11 +40,12 @@ class Entry:
 
 
 class Transfers:
-    """A table of transfers by id. Ids of one direction rise strictly; `newest` is the last one used."""
+    """A table of transfers by id, `most` at once. Ids of one direction rise strictly; `newest` is the last one used."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: Rows, most: int) -> None:
         self.newest = 0
         self._rows = rows
+        self._remembered = max(REMEMBERED, 2 * most)
         self._entries: dict[int, Entry] = {}
         self._outcomes: dict[int, Outcome] = {}
         self._to_come: set[int] = set()  # the peer has them under way, and their offers were lost
@@ -137,7 +138,7 @@ class Transfers:
 
     def _remember(self, transfer: int, outcome: Outcome) -> None:
         self._outcomes[transfer] = outcome
-        if len(self._outcomes) > REMEMBERED:
+        if len(self._outcomes) > self._remembered:
             del self._outcomes[next(iter(self._outcomes))]
 
     def lose(self, now: float) -> None:

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from kvwire import Closed, Config, DType, GroupSpec, Incoming, Outgoing, QueueFull
+from kvwire import Closed, Config, DType, GroupSpec, Incoming, Outgoing, PeerAborted, QueueFull
 from tests.net import kit
 from tests.net.kit import Caches, same, through_proxy
 from tests.net.proxy import Proxy
@@ -104,6 +104,18 @@ async def test_what_is_given_up_makes_room() -> None:
             await further.wait_ready("full", layer)
         await incoming.committed()
         same(source, target)
+
+
+async def test_waiting_for_a_transfer_that_has_ended_says_why() -> None:
+    async with kit.joined() as pair:
+        offer = kit.manifest("r", (SPEC,))
+        source, target = Caches(offer, filled=True), Caches(offer)
+        out, incoming = await kit.granted(pair.link, pair.server, offer, source, target)
+        await incoming.abort("no more")
+        with pytest.raises(PeerAborted, match="no more"):
+            await out.committed()
+        with pytest.raises(PeerAborted, match="no more"):
+            await out.wait_ready("full", 0)
 
 
 async def test_one_call_is_never_too_much_for_an_empty_queue() -> None:

@@ -76,7 +76,8 @@ class Nemesis:
             self.later(0.0, partial(self._kill, sender.process, 0.02))
 
     def _kill(self, process: Process, away_s: float) -> None:
-        if len(self.world.living()) == len(self.net.hosts):
+        living = self.world.living()
+        if process in living and len(living) == len(self.net.hosts):
             self.world.counts["kill"] += 1
             self._end_process(process, away_s, silently=False)
 

@@ -107,10 +107,7 @@ async def test_what_is_given_up_makes_room() -> None:
 
 
 async def test_waiting_for_a_transfer_that_has_ended_says_why() -> None:
-    async with kit.joined() as pair:
-        offer = kit.manifest("r", (SPEC,))
-        source, target = Caches(offer, filled=True), Caches(offer)
-        out, incoming = await kit.granted(pair.link, pair.server, offer, source, target)
+    async with one_transfer(FEW, SPEC) as (_, _, out, incoming, _, _):
         await incoming.abort("no more")
         with pytest.raises(PeerAborted, match="no more"):
             await out.committed()
@@ -129,10 +126,7 @@ async def test_one_call_is_never_too_much_for_an_empty_queue() -> None:
 
 async def test_an_iterator_waits_with_the_rest() -> None:
     """What it named is not forgotten while the queue is full."""
-    async with kit.through_proxy(FEW) as (pair, proxy):
-        offer = kit.manifest("r", (SPEC,))
-        source, target = Caches(offer, filled=True), Caches(offer)
-        out, incoming = await kit.granted(pair.link, pair.server, offer, source, target)
+    async with one_transfer(FEW, SPEC) as (_, proxy, out, incoming, source, target):
         proxy.stall()
         layer, waiting = await fill(out)
         later = asyncio.create_task(out.wait_ready("full", layer + 1, iter(out.granted["full"])))

@@ -5,6 +5,7 @@ import resource
 import socket
 import struct
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -187,6 +188,14 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
+def sent(link: EngineLink, frames: int) -> bool:
+    return link.lane_stats()[0]["sent_frames"] == frames
+
+
+def landed_or_lost(link: EngineLink, handle: InTransfer) -> bool:
+    return not link.lanes_open or handle.state == "committed"
+
+
 def test_a_peer_that_never_acknowledges() -> None:
     """What was sent waits for it in the lane's log; the tables of transfers that are over do not."""
     page = np.zeros(CELL, np.uint8)
@@ -198,7 +207,7 @@ def test_a_peer_that_never_acknowledges() -> None:
         for number in range(1, 201):
             out = OutTransfer(link, 2 * number, [segment], CELL, False)  # tables of a megabyte
             out.ready(0, 0, 1)
-            until(lambda sent=number: link.lane_stats()[0]["sent_frames"] == sent, "the cell to be sent")  # type: ignore[misc]
+            until(partial(sent, link, number), "the cell to be sent")
             out.abort()
             del out
         assert resident_bytes() - before < 32 << 20
@@ -218,7 +227,7 @@ def test_a_peer_that_takes_no_receipt() -> None:
             handles = [InTransfer(link, 2 * number + 2, target.segments, CELL, False) for number in numbers]
             with contextlib.suppress(OSError):  # its lane may have ended
                 peer.sendall(b"".join(encode("data", number, 2 * number + 2, payload=bytes(100)) for number in numbers))
-            until(lambda: not link.lanes_open or handles[-1].state == "committed", "the cells to land")  # noqa: B023
+            until(partial(landed_or_lost, link, handles[-1]), "the cells to land")
             committed += sum(handle.state == "committed" for handle in handles)
         ((_, _, _, reason, _),) = closures(link)
         assert reason == "out of memory"

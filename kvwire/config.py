@@ -10,6 +10,7 @@ from kvwire.types import ModelTag
 
 KIB = 1024
 MIB = 1024 * 1024
+GIB = 1024 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,15 @@ class Config:
 
     plain: bool = True
     """Frames carry CRC32C and are not encrypted. Both ends must ask for it."""
+
+    rekey_bytes: int = 64 * GIB
+    """Bytes that a lane seals with one key, 1 MiB to 64 GiB, a direction; then the next key of its chain."""
+
+    rekey_frames: int = 1 << 24
+    """Frames that a lane seals with one key, 16 to 2**24 (docs/security.md)."""
+
+    rekey_s: float = 3600.0
+    """How long a lane seals with one key, 0.01 s to an hour."""
 
     models: tuple[ModelTag, ...] = ()
     """Model tags this node accepts KV for. Empty: it accepts any, and the caller of `accept` decides."""
@@ -103,6 +113,9 @@ class Config:
         if self.cell_bytes % (4 * KIB):
             raise ConfigError(f"cell_bytes is {self.cell_bytes}; expected a multiple of 4096")
         check("stream_bytes", 2 * self.cell_bytes, 64 * MIB)
+        check("rekey_bytes", MIB, 64 * GIB)
+        check("rekey_frames", 16, 1 << 24)
+        check("rekey_s", 0.01, 3600.0)
         check("max_transfers", 1, 65536)
         check("max_queued_runs", 1, 1 << 24)
         check("max_message_bytes", 64 * KIB, 64 * MIB)

@@ -71,6 +71,18 @@ class QueueFull(LimitExceeded):
     retriable: ClassVar[bool] = True
 
 
+class IdentityError(LocalError, ValueError):
+    """A certificate, key, CA, pin file or revocation list of this node cannot be used."""
+
+
+class PolicyError(LocalError):
+    """The policy of this node does not allow what was asked for; nothing was sent."""
+
+
+class AuditError(LocalError):
+    """An audit log cannot be written, or is not what was written."""
+
+
 class LeaseHeld(LocalError, RuntimeError):
     """Memory that a transfer still reads or writes was about to be reused or freed."""
 
@@ -104,12 +116,25 @@ class VersionMismatch(RemoteError):
     """The peer speaks another version of the wire protocol."""
 
 
+class ModeMismatch(RemoteError):
+    """One end is plain and the other one sealed."""
+
+
+class AuthenticationFailed(RemoteError):
+    """The peer's certificate proves nothing here (unknown CA, expired, revoked, without kvwire's names), or the peer
+    hung up on ours."""
+
+
+class NotAllowed(RemoteError):
+    """The policy of this node does not allow this peer, or what it asks for."""
+
+
 class ProtocolError(RemoteError):
     """The peer sent something that the protocol does not allow here."""
 
 
 class IntegrityError(RemoteError):
-    """Bytes arrived that do not match their checksum."""
+    """Bytes arrived that do not match their checksum or their tag."""
 
     retriable = True
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import enum
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from kvwire.errors import SpecError
 
 MAX_NAME_BYTES = 256
-"""Longest UTF-8 name (request id, tenant, model, group, part)."""
+"""Longest UTF-8 name (request id, model, group, part)."""
 MAX_GROUPS = 64
 MAX_LAYERS = 1024
 """Most layers in one group."""
@@ -75,19 +76,19 @@ class DType(enum.Enum):
 
 
 _ITEMSIZE = {
-    DType.BF16: 2,
-    DType.FP16: 2,
-    DType.FP32: 4,
-    DType.FP64: 8,
-    DType.FP8_E4M3: 1,
-    DType.FP8_E5M2: 1,
-    DType.UINT8: 1,
-    DType.INT8: 1,
-    DType.INT16: 2,
-    DType.INT32: 4,
-    DType.INT64: 8,
-    DType.BOOL: 1,
-}
+    DType.BF16: 2, DType.FP16: 2, DType.FP32: 4, DType.FP64: 8, DType.FP8_E4M3: 1, DType.FP8_E5M2: 1,
+    DType.UINT8: 1, DType.INT8: 1, DType.INT16: 2, DType.INT32: 4, DType.INT64: 8, DType.BOOL: 1,
+}  # fmt: skip
+
+
+LABEL = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
+LABEL_RULE = "1 to 63 of a-z, 0-9, dot and dash, a letter or digit at both ends"
+"""Names that stand in certificates: tenants, roles, regions, hosts."""
+
+
+def is_label(text: object) -> bool:
+    """Whether this may name a tenant, role, region or host."""
+    return isinstance(text, str) and LABEL.fullmatch(text) is not None
 
 
 def _utf8_bytes(text: object) -> int:
@@ -325,19 +326,22 @@ class GroupOffer:
 class Manifest:
     """What one transfer offers: the KV cache of one request.
 
-    `attachment`: whether a small msgpack value (`Outgoing.attach`) is part of the transfer.
+    `attachment`: whether a small msgpack value (`Outgoing.attach`) is part of the transfer. `residency`: the region
+    that this KV may not leave, "eu" for "eu" itself and all "eu-..."; empty: anywhere. Both ends hold it against the
+    regions in their certificates.
     """
 
     request_id: str
     model: ModelTag
     tokens: int
     groups: tuple[GroupOffer, ...]
-    tenant: str = "default"
     attachment: bool = False
+    residency: str = ""
 
     def __post_init__(self) -> None:
         _check_name("request id", self.request_id)
-        _check_name("tenant", self.tenant)
+        if self.residency != "" and not is_label(self.residency):
+            raise SpecError(f"residency is {self.residency!r:.80}; expected a region: {LABEL_RULE}")
         if not isinstance(self.model, ModelTag):
             raise SpecError(f"model is {self.model!r:.80}; expected a ModelTag")
         _check_int("tokens", self.tokens, 1, 1 << 40)
@@ -362,13 +366,13 @@ class Manifest:
         specs: Sequence[GroupSpec],
         *,
         hashes: dict[str, tuple[bytes, ...]] | None = None,
-        tenant: str = "default",
         attachment: bool = False,
+        residency: str = "",
     ) -> Manifest:
         """A manifest that offers every block that `tokens` tokens make; `hashes` by group name."""
         known = hashes or {}
         groups = tuple(GroupOffer(s, s.blocks_for(tokens), known.get(s.name, ())) for s in specs)
-        return cls(request_id, model, tokens, groups, tenant, attachment)
+        return cls(request_id, model, tokens, groups, attachment, residency)
 
     def group_index(self, name: str) -> int:
         """Position of the group called `name`."""

@@ -48,7 +48,7 @@ def pack_manifest(manifest: Manifest) -> list[Any]:
     model = manifest.model
     return [
         manifest.request_id,
-        manifest.tenant,
+        manifest.residency,
         [model.name, model.revision, model.layout],
         manifest.tokens,
         manifest.attachment,
@@ -59,12 +59,12 @@ def pack_manifest(manifest: Manifest) -> list[Any]:
 def unpack_manifest(value: list[Any]) -> Manifest:
     """The manifest that a peer packed. ProtocolError, whatever it is, if it is none."""
     try:
-        request_id, tenant, model, tokens, attachment, groups = value
-        _scalars([request_id, tenant, tokens])
+        request_id, residency, model, tokens, attachment, groups = value
+        _scalars([request_id, residency, tokens])
         if not isinstance(attachment, bool):
             raise TypeError("attachment is neither true nor false")
         offers = tuple(_group(group) for group in _list(groups))
-        return Manifest(request_id, ModelTag(*_scalars(model)), tokens, offers, tenant, attachment)
+        return Manifest(request_id, ModelTag(*_scalars(model)), tokens, offers, attachment, residency)
     except (KvwireError, ValueError, TypeError) as error:
         raise ProtocolError(f"a manifest that cannot be: {error}") from None
 

@@ -200,7 +200,7 @@ def test_equal_hashes_mean_equal_prefixes(tokens: list[int], other: list[int], b
         (lambda: GroupOffer(attention(), BlockRange(0, 1), (b"x" * 15,)), "not 16 bytes"),
         (lambda: GroupOffer(attention(), BlockRange(0, 1), ("x" * 16,)), "not 16 bytes"),  # type: ignore[arg-type]
         (lambda: manifest(request_id=""), "request id"),
-        (lambda: manifest(tenant=""), "tenant"),
+        (lambda: manifest(residency="EU"), "residency"),
         (lambda: manifest(model="model"), "expected a ModelTag"),
         (lambda: manifest(tokens=0), "tokens is 0"),
         (lambda: manifest(groups=()), "1 to 64 groups"),
@@ -229,7 +229,7 @@ def test_a_manifest_of_all_blocks() -> None:
         GroupOffer(attention(), BlockRange(0, 3), hashes),
         GroupOffer(STATE, BlockRange(0, 1)),
     )
-    assert (made.tenant, made.attachment) == ("default", True)
+    assert (made.residency, made.attachment) == ("", True)
 
 
 def test_segments_are_numbered_in_manifest_order() -> None:

@@ -150,8 +150,10 @@ def _pin(options: argparse.Namespace) -> int:
 def _revoke(options: argparse.Namespace) -> int:
     fingerprint, note = options.certificate, ""
     if Path(fingerprint).exists():
-        certificate = kvwire.KeyFiles.read(fingerprint).own[0]
-        fingerprint, note = certificate.fingerprint, str(certificate.subject or "")
+        own = kvwire.KeyFiles.read(fingerprint).own
+        if not own:
+            raise Failure(f"{fingerprint} holds no certificate of its own")
+        fingerprint, note = own[0].fingerprint, str(own[0].subject or "")
     new = kvwire.revoke(options.keys, fingerprint, note)
     print(f"{'revoked' if new else 'revoked before'} in {options.keys}: {fingerprint}")
     return 0

@@ -49,6 +49,7 @@ class Incoming(Transfer):
         self._granted_segments = 0
         self._granted: list[NDArray[np.int64]] = []  # block numbers, by group
         self._cell_bytes = 0
+        self._counted_bytes = manifest.nbytes  # against the quota of the peer's tenant
 
     @property
     def peer(self) -> str:

@@ -32,7 +32,7 @@ from tests.net.kit import Caches, joined, manifest
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
-PREAMBLE = wire.control_preamble()
+PREAMBLE = wire.control_preamble(plain=True)
 OTHER_VERSION = struct.pack("<4sHH", b"KVWC", 7, 1)
 OTHER_FLAGS = struct.pack("<4sHH", b"KVWC", wire.WIRE_VERSION, 2)
 LANE = struct.pack("<4sHH", b"KVWL", wire.WIRE_VERSION, 1)

@@ -145,7 +145,7 @@ async def asking(pair: Pair, cut: Cut) -> None:
     another = asyncio.create_task(pair.link.outcome_of(out))
     assert await cut(pair.link.outcome_of(out)) in (None, "committed")
     assert await another == "committed"
-    assert not pair.link._asked
+    assert not len(pair.link._questions)
 
 
 async def layers(incoming: Incoming) -> int:

@@ -102,8 +102,8 @@ async def test_a_good_bye_counts_though_nothing_can_be_written_any_more() -> Non
     """Whoever says good-bye and hangs up is gone for good, also where that is noticed by writing."""
     async with await Node.serve("127.0.0.1", 0) as node:
         with socket.create_connection(("127.0.0.1", node.port)) as peer:
-            hello = schema.Hello(b"p" * 16, b"r" * 32, b"", "peer", 1, 4, 65536)
-            peer.sendall(wire.control_preamble() + schema.encode(hello))
+            hello = schema.Hello(1, ["crc32c"], b"", b"p" * 16, b"r" * 32, b"", "peer", 1, 4, 65536)
+            peer.sendall(wire.control_preamble(plain=True) + schema.encode(hello))
             await kit.eventually(lambda: node.links, "the link")
             (link,) = node.links
             # All this while the loop stands still, which then has something to write before it looks what came.

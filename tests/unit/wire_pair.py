@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from typing import TypeVar
+from datetime import datetime
+from functools import cache, partial
+from typing import Any, TypeVar
 
 import msgpack
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from kvwire import Config, DType, GroupKind, GroupSpec, LinkLost, Manifest, ModelTag, ProtocolError
+from kvwire.security.schedule import Agreement
 from kvwire.types import Grant
-from kvwire.wire import Session, events, schema, states
+from kvwire.wire import Role, Session, events, schema, states
 from kvwire.wire.states import Transfer
 
 CONFIG = Config(max_message_bytes=65536, max_transfers=4, ping_interval_s=10.0, handshake_timeout_s=5.0)
@@ -20,7 +25,7 @@ SPECS = (
     GroupSpec.attention("window", range(2, 4), DType.BF16, block_tokens=16, heads=2, head_dim=8, window=32),
     GroupSpec.state("ssm", GroupKind.RECURRENT, (4,), DType.FP32, (4, 4)),
 )
-HELLO = schema.Hello(b"a" * 16, b"A" * 32, b"L" * 16, "peer", 0, 4, 65536)
+HELLO = schema.Hello(1, ["crc32c"], b"", b"a" * 16, b"A" * 32, b"L" * 16, "peer", 0, 4, 65536)
 TOKENS = 100  # blocks 0..7 of "full", 4..7 of "window"
 
 E = TypeVar("E", bound=events.Event)
@@ -90,17 +95,44 @@ def named(scenario: Callable[..., None], sender: str, **how: object) -> tuple[st
     return "-".join(words), partial(scenario, sender, **how)
 
 
-class Pair:
-    """A dialler and an acceptor that have greeted, unless told not to."""
+@cache
+def certificate(name: str) -> bytes:
+    """A certificate in DER; whose does not matter here."""
+    key = Ed25519PrivateKey.from_private_bytes(name.encode().ljust(32, b"."))
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    builder = x509.CertificateBuilder(subject, subject, key.public_key(), 1, *(datetime(y, 1, 1) for y in (2026, 2027)))
+    return builder.sign(key, None).public_bytes(Encoding.DER)
 
-    def __init__(self, dialler: Config = CONFIG, acceptor: Config = CONFIG, *, greet: bool = True) -> None:
+
+def agreement(role: Role, private: bytes = b"", **other: Any) -> Agreement:
+    """One side's half of the keys."""
+    how: dict[str, Any] = {
+        "certificates": (certificate("dialler"), certificate("acceptor")),
+        "tenants": ("acme", "acme"),
+        "private": private or role.encode().ljust(32, b"."),
+    }
+    return Agreement(role, **how | other)
+
+
+class Pair:
+    """A dialler and an acceptor that have greeted, unless told not to. `sealed`: with keys."""
+
+    def __init__(
+        self, dialler: Config = CONFIG, acceptor: Config = CONFIG, *, greet: bool = True, sealed: bool = False
+    ) -> None:
         self.now = 1000.0
-        self.dialler = Session("dialler", dialler, b"d" * 16, b"D" * 32, b"", self.now)
-        self.acceptor = Session("acceptor", acceptor, b"a" * 16, b"A" * 32, b"L" * 16, self.now)
+        self.sealed = sealed
+        ours, theirs = self.agreements()
+        self.dialler = Session("dialler", dialler, b"d" * 16, b"D" * 32, b"", self.now, ours)
+        self.acceptor = Session("acceptor", acceptor, b"a" * 16, b"A" * 32, b"L" * 16, self.now, theirs)
         if greet:
             self.exchange()
             only(self.dialler, events.HelloDone)
-            only(self.acceptor, events.HelloDone)
+            assert {type(event) for event in drain(self.acceptor)} == {events.HelloDone, events.LanesWanted}
+
+    def agreements(self) -> tuple[Agreement | None, Agreement | None]:
+        """Both halves of the keys of the next connection."""
+        return (agreement("dialler"), agreement("acceptor")) if self.sealed else (None, None)
 
     def exchange(self) -> None:
         """Deliver until both have nothing left to say."""
@@ -120,10 +152,10 @@ class Pair:
 
     def connect(self) -> None:
         """Another connection; nothing is delivered yet."""
-        for session in (self.dialler, self.acceptor):
+        for session, keys in zip((self.dialler, self.acceptor), self.agreements(), strict=True):
             if session.state is not states.Session.SUSPENDED:
                 session.lost(self.now, LinkLost("the cable was cut"))
-            session.resume(self.now, b"R" * 32)
+            session.resume(self.now, b"R" * 32, keys)
 
     def resume(self) -> None:
         """Another connection, and both have told what they had to tell; no events of it are left."""

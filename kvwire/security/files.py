@@ -1,0 +1,106 @@
+"""Files that say who may talk to whom: read whole and bounded, written by one rename."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from kvwire.errors import IdentityError
+
+MAX_FILE_BYTES = 16 << 20
+"""Far more than any of them needs: a revocation list of 100,000 certificates."""
+
+PRIVATE = 0o600
+PUBLIC = 0o644
+
+Stamp = tuple[int, int, int] | None
+"""What tells one state of a file from another; None where it cannot be looked at."""
+
+
+def stamp(path: Path) -> Stamp:
+    """The inode's change time rather than the content's: it moves with every write, rename and chmod, and nobody can
+    set it back."""
+    try:
+        facts = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return facts.st_ctime_ns, facts.st_size, facts.st_ino
+
+
+def read(path: Path, *, private: bool = False) -> bytes:
+    """The whole file. IdentityError where it cannot be read, or where others may read (`private`) or change it."""
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if not stat.S_ISREG(mode):
+                raise IdentityError(f"{path} is no regular file")
+            if private and mode & 0o007:
+                raise IdentityError(
+                    f"{path} holds a key and is readable or writable by others (mode {mode & 0o777:03o})",
+                    hint=f"chmod 600 {path}",
+                )
+            if mode & 0o002:
+                raise IdentityError(f"{path} is writable by others (mode {mode & 0o777:03o})", hint=f"chmod 644 {path}")
+            content = file.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:
+        if isinstance(error, IdentityError):
+            raise
+        raise IdentityError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    if len(content) > MAX_FILE_BYTES:
+        raise IdentityError(f"{path} is larger than {MAX_FILE_BYTES} bytes")
+    return content
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a FIFO in its place must not stop us
+
+
+@contextlib.contextmanager
+def key_directory(path: Path, *, make: bool = False) -> Iterator[None]:
+    """Keeps other commands out of the directory meanwhile. `make`: where there is none, it is made, 0700."""
+    try:
+        if make:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except (OSError, ValueError) as error:
+        raise IdentityError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        if os.fstat(fd).st_mode & 0o002:
+            raise IdentityError(f"{path} is writable by others: no place for keys", hint=f"chmod 700 {path}")
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def write(path: Path, content: bytes, mode: int, *, replace: bool = False) -> None:
+    """Puts a file there by one rename, within `key_directory`. IdentityError where there is one already and it is not
+    to be replaced."""
+    if not replace and os.path.lexists(path):
+        raise IdentityError(f"{path} is there already")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with open(temporary, "xb", opener=_create_private) as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        raise IdentityError(f"{path}: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _create_private(path: str, flags: int) -> int:
+    return os.open(path, flags, PRIVATE)

@@ -34,13 +34,13 @@ class Guard:
         if self._identity is None:
             return None
         self._identity.refresh()
-        return Tls(self._identity.context(server), server=server)
+        return Tls(self._identity.context(server), self._identity.certificate, server=server)
 
     def admit(self, stream: Stream) -> Peer | None:
         """Who is at the other end. AuthenticationFailed or NotAllowed where this node does not deal with it."""
         if self._identity is None or stream.tls is None:
             return None
-        peer = self._identity.identify(stream.tls.certificate)
+        peer = self._identity.identify(stream.tls.peer)
         self._policy.check_peer(self._identity.subject, peer.subject)
         return peer
 
@@ -48,7 +48,7 @@ class Guard:
         """This side's half of the keys of a connection."""
         if self._identity is None or stream.tls is None or peer is None:
             return None
-        certificates = self._identity.certificate, stream.tls.certificate
+        certificates = stream.tls.own, stream.tls.peer
         tenants = self._identity.subject.tenant, peer.subject.tenant
         if role == "acceptor":
             certificates, tenants = certificates[::-1], tenants[::-1]

@@ -66,7 +66,7 @@ class Lanes:
             if link.closed:
                 continue
             link._session.lane_closed(now, lane, incarnation, reason, acked)
-            if reason == TAG_FAILURE:
+            if code == TAG_FAILURE:
                 link.journal.note("tag_failure", lane=lane, incarnation=incarnation)
             if code in FAULTS:
                 self.faults.append(now)

@@ -52,7 +52,9 @@ class Node:
         self._acceptor = None if listener is None else Acceptor(self, listener)
         try:
             limits = config.rekey_bytes, config.rekey_frames, config.rekey_s
-            self.engine = Engine(config.workers, config.stream_bytes, limits, None if config.plain else cipher.find())
+            self.engine = Engine(
+                config.workers, config.stream_bytes, rekey=limits, cipher=None if config.plain else cipher.find()
+            )
         except BaseException:
             if self._acceptor is not None:
                 self._acceptor.close()

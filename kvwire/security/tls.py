@@ -7,17 +7,21 @@ from __future__ import annotations
 import ssl
 
 from kvwire.errors import AuthenticationFailed, LinkLost
+from kvwire.security.identity import ALPN
 
-ALPN = "kvwire/1"
 HANDSHAKE_BYTES = 64 * 1024
 """Most bytes that a peer may send before it is authenticated."""
 READ_BYTES = 64 * 1024
 
 
 class Tls:
-    """One side of a TLS connection. `handshake` until it is true; then `receive` and `send`."""
+    """One side of a TLS connection. `handshake` until it is true; then `receive` and `send`.
 
-    def __init__(self, context: ssl.SSLContext, *, server: bool) -> None:
+    `own`: the certificate that `context` shows, in DER. `peer`: the other side's, after the handshake.
+    """
+
+    def __init__(self, context: ssl.SSLContext, own: bytes, *, server: bool) -> None:
+        self.own, self.peer = own, b""
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server)
         self._heard = 0
@@ -43,15 +47,10 @@ class Tls:
         if self._tls.version() != "TLSv1.3" or self._tls.selected_alpn_protocol() != ALPN:
             chosen = self._tls.version(), self._tls.selected_alpn_protocol()
             raise AuthenticationFailed(f"TLS was agreed on as {chosen}; expected TLSv1.3 and {ALPN}")
+        self.peer = self._tls.getpeercert(binary_form=True) or b""
+        if not self.peer:
+            raise AuthenticationFailed("the peer has shown no certificate")
         return True
-
-    @property
-    def certificate(self) -> bytes:
-        """The peer's, in DER, after the handshake."""
-        der = self._tls.getpeercert(binary_form=True)
-        if der is None:
-            raise AuthenticationFailed("the peer has no certificate")
-        return der
 
     def pending(self) -> bytes:
         """What is to be sent; it is forgotten here."""

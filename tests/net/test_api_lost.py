@@ -81,11 +81,11 @@ def bad_lane(link: Link, number: int) -> None:
 
 
 async def test_lanes_that_go_wrong_now_and_then_end_no_link(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvwire.link.FAULTS_S", 0.0)
+    monkeypatch.setattr("kvwire.lanes.FAULTS_S", 0.0)
     async with joined() as pair:
         for lane in range(4):
             bad_lane(pair.link, 60 + lane)
-        await kit.eventually(lambda: len(pair.link._faults) == 3 and pair.link.lanes == 2, lambda: pair.link)
+        await kit.eventually(lambda: len(pair.link._lanes.faults) == 3 and pair.link.lanes == 2, lambda: pair.link)
         await kit.still_works(pair)
 
 

@@ -216,7 +216,8 @@ async def test_more_half_open_connections_than_places() -> None:
     server, client = await Node.serve("127.0.0.1", 0, config), await Node.start(Config(lanes=1))
     async with server, client, contextlib.AsyncExitStack() as stack:
         streams = [await stack.enter_async_context(stranger(server)) for _ in range(10)]
-        await kit.eventually(server._handshakes.locked, "all places to be taken")
+        assert server._acceptor is not None
+        await kit.eventually(server._acceptor.handshakes.locked, "all places to be taken")
         assert len(server._tasks) <= 5  # four strangers, and the one that accepts
         assert not server.links
         link = await client.connect("127.0.0.1", server.port)  # when the silent ones have run out of time

@@ -22,7 +22,7 @@ def test_ticket_is_good_once() -> None:
         with pytest.raises(ProtocolError):
             tickets.redeem(0.0, join(lane, incarnation), b"")
     with pytest.raises(ProtocolError, match="MAC"):
-        tickets.redeem(0.0, join(*ticket, b"x" * 32))  # and the ticket is still good
+        tickets.redeem(0.0, join(*ticket, b"x" * 32), b"")  # and the ticket is still good
     tickets.redeem(TICKET_VALID_S, join(*ticket), b"")
     with pytest.raises(ProtocolError):
         tickets.redeem(TICKET_VALID_S, join(*ticket), b"")

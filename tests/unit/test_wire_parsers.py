@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from kvwire import NotKvwire, ProtocolError, SpecError, VersionMismatch
+from kvwire import ModeMismatch, NotKvwire, ProtocolError, SpecError, VersionMismatch
 from kvwire.types import BlockRange, Grant
 from kvwire.wire import (
     JOIN_BYTES,
@@ -25,6 +25,7 @@ from tests.unit.wire_pair import frame, make_manifest
 MANIFEST = make_manifest()
 EXAMPLES: list[schema.Message] = [
     schema.Hello(1, ["crc32c"], b"", b"b" * 16, b"r" * 32, b"l" * 16, "kvwire", 4, 256, 1 << 22),
+    schema.Finished(b"m" * 32),
     schema.Offer(1, pack_manifest(MANIFEST), 60.0, 1),
     schema.GrantMessage(1, pack_runs(Grant(((BlockRange(0, 7),), (), (BlockRange(0, 1),)), 65536)), 65536),
     schema.Refuse(1, "refused", "no room"),
@@ -220,7 +221,11 @@ def test_other_versions_and_flags(kind: ConnectionKind) -> None:
     for version in (0, WIRE_VERSION + 1, 0xFFFF):
         with pytest.raises(VersionMismatch, match=f"version {version}, this side {WIRE_VERSION}"):
             classify(preamble(kind, plain=True, version=version), plain=True)
-    for flags in (0, 2, 3, 0x8001, 0xFFFF):
+    for plain in (True, False):
+        assert classify(preamble(kind, plain=plain), plain=plain) is kind
+        with pytest.raises(ModeMismatch, match="this side is plain" if plain else "this side is sealed"):
+            classify(preamble(kind, plain=not plain), plain=plain)
+    for flags in (0, 3, 0x8001, 0xFFFF):
         with pytest.raises(ProtocolError, match=f"{flags:#x}"):
             classify(preamble(kind, plain=True)[:6] + flags.to_bytes(2, "little"), plain=True)
 

@@ -15,7 +15,9 @@ from tests.unit.wire_pair import Pair, Way, broken, drain, frame, make_manifest,
 
 MANIFEST = make_manifest()
 RUNS = pack_runs(whole(MANIFEST))
-HELLO = schema.Hello(1, ["crc32c"], b"", b"d" * 16, b"D" * 32, b"L" * 16, "peer", 4, 4, 65536)  # of a dialler that resumes
+HELLO = schema.Hello(
+    1, ["crc32c"], b"", b"d" * 16, b"D" * 32, b"L" * 16, "peer", 4, 4, 65536
+)  # of a dialler that resumes
 
 
 def ids(*transfers: int) -> schema.Resume:

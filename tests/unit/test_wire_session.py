@@ -23,8 +23,8 @@ from kvwire import (
 )
 from kvwire.types import BlockRange, Grant, ModelTag, layout_digest
 from kvwire.wire import Session, control_preamble, events, schema, states
+from kvwire.wire.greeting import GREETING_BYTES
 from kvwire.wire.manifest import pack_manifest, pack_runs
-from kvwire.wire.session import GREETING_BYTES
 from tests.unit.wire_pair import CONFIG, SPECS, Pair, broken, drain, frame, make_manifest, messages, only, whole
 
 MANIFEST = make_manifest()
@@ -94,7 +94,7 @@ def test_acceptor_may_not_ask_for_lanes() -> None:
 
 def test_the_acceptor_names_the_link() -> None:
     session = Pair(greet=False).dialler
-    session.receive_data(1000.0, schema.encode(schema.Hello(1, ["crc32c"], b"", b"d" * 16, b"D" * 32, b"", "peer", 4, 4, 65536)))
+    session.receive_data(1000.0, schema.encode(HELLO))
     broken(session, "the acceptor names the link")
 
 

@@ -286,7 +286,7 @@ class Link(Driver):
             case wire.HelloDone():
                 if not self._greeted.done():
                     self._greeted.set_result(None)
-                self.journal.note("link_up")
+                self.journal.note("link_up", mode="plain" if self.identity is None else "sealed")
             case wire.Ticket():
                 if self._dialler is not None:
                     self._dialler.take(event)

@@ -238,7 +238,7 @@ class Session(Exchange):
             raise ProtocolError(f"{message.TYPE} before hello")
         if self.state is states.Session.CONFIRMING and not isinstance(message, schema.Finished | schema.Goodbye):
             raise ProtocolError(f"{message.TYPE} before finished")
-        if self._expects_resume and not isinstance(message, schema.Resume | schema.Goodbye):
+        if self._expects_resume and not isinstance(message, schema.Resume | _SAID_BEFORE[states.Session.CONFIRMING]):
             raise ProtocolError(f"{message.TYPE} before resume")
         match message:
             case schema.Hello():

@@ -40,7 +40,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 NODE = """
 import asyncio, sys, kvwire
 async def main():
-    node = await kvwire.Node.serve(sys.argv[1], 7878)
+    node = await kvwire.kit.serve(sys.argv[1], 7878)
     print("up", flush=True)
     await asyncio.Event().wait()
 kvwire.run(main())

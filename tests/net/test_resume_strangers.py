@@ -114,7 +114,7 @@ async def test_strangers_that_greet_and_go_take_nobody_s_place() -> None:
             await reader.readexactly(wire.PREAMBLE_BYTES + 50)
             writer.close()
         await kit.eventually(lambda: sum(link.suspended for link in pair.server.links) == 3, lambda: pair.server.links)
-        async with await Node.start(config) as client:
+        async with await kit.start(config) as client:
             link = await client.connect("127.0.0.1", pair.server.port)
             await kit.move(link, pair.server, "honest")
         kit.ready_all(out)

@@ -36,7 +36,13 @@ BACKDATED = timedelta(minutes=5)
 
 NO_LIST = b"# SHA-256 of revoked certificates, one a line.\n"
 
-_NOT_A_CERTIFICATE = (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+_NOT_A_CERTIFICATE = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 """What `cryptography` raises for DER that somebody else has made."""
 
 

@@ -82,7 +82,7 @@ def write(path: Path, content: bytes, mode: int, *, replace: bool = False) -> No
     """Puts a file there by one rename, within `key_directory`. IdentityError where there is one already and it is not
     to be replaced."""
     if not replace and os.path.lexists(path):
-        raise IdentityError(f"{path} is there already")
+        raise IdentityError(f"{path} is there already", hint="choose another directory")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with open(temporary, "xb", opener=_create_private) as file:

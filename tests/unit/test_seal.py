@@ -223,7 +223,7 @@ def test_length_at_the_limit() -> None:
     assert Opener(NATIVE, SECRET).open(frame, LIMIT - 1) == ("length", 0)
 
 
-# --- keys that follow each other ------------------------------------------------------------------------------------------
+# --- keys that follow each other --------------------------------------------------------------------------------------
 
 
 @either
@@ -287,7 +287,7 @@ def test_the_time_of_a_key_starts_with_its_first_frame() -> None:
         assert sealer.epoch == epoch
 
 
-# --- misuse ---------------------------------------------------------------------------------------------------------------
+# --- misuse -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("secret", [b"", bytes(31), bytes(33), bytes(64)])
@@ -311,7 +311,7 @@ def test_secrets_of_another_size(secret: bytes) -> None:
     ],
 )
 def test_limits_of_a_key(rekey: Any) -> None:
-    with pytest.raises(ValueError, match="the most are|argument"):
+    with pytest.raises(ValueError, match=r"the most are|argument"):
         Sealer(NATIVE, SECRET, rekey)
 
 

@@ -57,7 +57,7 @@ def test_a_libcrypto_that_cannot_seal(forgotten: None, monkeypatch: pytest.Monke
     library = tmp_path / "little.so"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
     monkeypatch.setenv(libcrypto.ENVIRONMENT, str(library))
-    with pytest.raises(ConfigError, match="cannot seal: .*little.so has no EVP_CIPHER_CTX_new"):
+    with pytest.raises(ConfigError, match=r"cannot seal: .*little\.so has no EVP_CIPHER_CTX_new"):
         cipher.find()
     with pytest.raises(OSError, match="has no EVP_CIPHER_CTX_new"):
         cipher.of_libcrypto(libcrypto.load(str(library)))

@@ -96,7 +96,8 @@ def test_suspended_and_joined_again(provider: Provider, tmp_path: Path) -> None:
             before = inc.cells[0]
             until(lambda before=before: inc.cells[0] > before, "a cell")  # type: ignore[misc]
             if incarnation < 3:
-                pair.sender.suspend(), pair.receiver.suspend()
+                pair.sender.suspend()
+                pair.receiver.suspend()
                 out.resume(inc.landed())
         commit(out, inc)
     check(source, target)
@@ -118,7 +119,8 @@ def test_an_end_with_everything_in_flight(provider: Provider, what: str) -> None
             started = time.monotonic()
             match what:
                 case "abort":
-                    out.abort(), inc.abort()
+                    out.abort()
+                    inc.abort()
                 case "engine":
                     pair.engines[0].close()
                 case _:

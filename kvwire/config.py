@@ -33,8 +33,9 @@ class Config:
     """Bytes of a lane's receive buffer, at least twice the cell size. Half of an L2 cache: what the kernel wrote
     is still there when it is verified and placed (bench/stream_buffer.py)."""
 
-    plain: bool = True
-    """Frames carry CRC32C and are not encrypted. Both ends must ask for it."""
+    plain: bool = False
+    """No keys: nobody is authenticated, and nothing is encrypted; frames carry CRC32C. For trusted fabrics and for
+    measurements; both ends must ask for it."""
 
     rekey_bytes: int = 64 * GIB
     """Bytes that a lane seals with one key, 1 MiB to 64 GiB, a direction; then the next key of its chain."""

@@ -10,8 +10,7 @@ import time
 from typing import TYPE_CHECKING, cast
 
 from kvwire import sockets, wire
-from kvwire.control import open_control
-from kvwire.errors import KvwireError
+from kvwire.errors import AuthenticationFailed, KvwireError
 
 if TYPE_CHECKING:
     from kvwire.link import Link
@@ -65,11 +64,10 @@ class Dialler:
             turn = ticket.lane + self._failed
             sock = await sockets.dial(*self._address, config.connect_timeout_s, config.local_addresses, turn)
             with sock:  # closed again unless the engine has taken it over
-                random = secrets.token_bytes(32)
-                join = wire.join_bytes(link._session.link_id, ticket.lane, ticket.incarnation, random, ticket.secret)
+                join, keys = link._session.use_ticket(ticket, secrets.token_bytes(32))
                 async with asyncio.timeout(config.handshake_timeout_s):
                     await link.loop.sock_sendall(sock, join)
-                link._add_lane(sock, ticket.lane, ticket.incarnation)
+                link._lanes.add(sock, ticket.lane, ticket.incarnation, keys)
             self._redials = 0
             if link.lanes >= config.lanes:
                 self.all_up.set()
@@ -130,7 +128,9 @@ class Dialler:
                 sock = await sockets.dial(*where, REDIAL_ATTEMPT_S, link.config.local_addresses, attempts)
                 try:
                     async with asyncio.timeout(link.config.handshake_timeout_s):
-                        await open_control(sock)
+                        stream, who = await link._node._open(sock)
+                        if not link._is_of(who):
+                            raise AuthenticationFailed(f"{who} answered in the place of {link.identity}")
                         self._reached = sockets.numeric_peer(sock)
                         # A name may mean several hosts, and another one is no other life of this one.
                         same = self._reached == self._address or not await sockets.names(*self._name, self._address)
@@ -141,7 +141,8 @@ class Dialler:
                 log.info("no control connection to %s: %s", link.peer, error)
                 continue
             self._settled.clear()
-            link._resume(sock, may_restart=same)
+            link.identity = who
+            link._resume(stream, link._node._guard.agreement("dialler", stream, who), may_restart=same)
             await self._settled.wait()
         self._redialling = None
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import socket
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine
 from typing import Any
 
 from kvwire import wire
-from kvwire.control import Control
+from kvwire.control import Control, Stream
 from kvwire.errors import KvwireError, LinkLost
 
 
@@ -39,8 +38,8 @@ class Driver(ABC):
 
     # --- connections ----------------------------------------------------------------------------------------------
 
-    def _connect(self, sock: socket.socket, heard: bytes) -> None:
-        self._control = Control(self, sock)
+    def _connect(self, stream: Stream, heard: bytes) -> None:
+        self._control = Control(self, stream)
         self._session.receive_data(time.monotonic(), heard)
         self._pump()
 
@@ -50,10 +49,12 @@ class Driver(ABC):
             self._session.lost(time.monotonic(), error)
             self._pump()
 
-    def _resume(self, sock: socket.socket, heard: bytes = b"", *, may_restart: bool = True) -> None:
+    def _resume(
+        self, stream: Stream, agreement: wire.KeyAgreement | None, heard: bytes = b"", *, may_restart: bool = True
+    ) -> None:
         """Another connection for a suspended link; `may_restart`: to the host that had answered."""
-        self._session.resume(time.monotonic(), secrets.token_bytes(32), may_restart=may_restart)
-        self._connect(sock, heard)
+        self._session.resume(time.monotonic(), secrets.token_bytes(32), agreement, may_restart=may_restart)
+        self._connect(stream, heard)
 
     def _hang_up(self) -> None:
         if self._control is not None:

@@ -9,55 +9,60 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
-import socket
 import time
-from collections import deque
 from collections.abc import Mapping
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
-from kvwire import sockets, wire
-from kvwire._ext.lanes import FAULTS, EngineLink
+from kvwire import wire
+from kvwire._ext.lanes import EngineLink
+from kvwire.control import Stream
 from kvwire.dialler import Dialler
 from kvwire.driver import Driver
-from kvwire.errors import Closed, DeadlineExceeded, IntegrityError, KvwireError, LimitExceeded, ProtocolError, SpecError
+from kvwire.errors import (
+    Closed,
+    KvwireError,
+    LimitExceeded,
+    NotAllowed,
+    ProtocolError,
+    SpecError,
+)
 from kvwire.incoming import Incoming
+from kvwire.journal import Journal
+from kvwire.lanes import Lanes
+from kvwire.outcomes import Questions
 from kvwire.outgoing import Offer, Outgoing, check_source
 from kvwire.pool import Slots
-from kvwire.transfer import LONGEST_WAIT_S, Transfer, check_timeout
+from kvwire.transfer import Transfer, check_timeout
 from kvwire.types import Grant, Manifest
 
 if TYPE_CHECKING:
     from kvwire._ext.lanes import LaneStats
     from kvwire.node import Node
+    from kvwire.security import Peer
 
 log = logging.getLogger("kvwire")
-
-LANE_FAULTS, FAULTS_S = 3, 60.0
-"""So many damaged or dishonest lanes in this time end the link: the path, or the peer, is not to be trusted."""
-MOST_LANES = 64
-"""Lanes of one link, as Config.lanes has it."""
 
 
 class Link(Driver):
     """Made by `Node.connect`, or by a node that is dialled; either side may offer transfers."""
 
-    def __init__(self, node: Node, session: wire.Session, peer: str) -> None:
+    def __init__(self, node: Node, session: wire.Session, peer: str, identity: Peer | None) -> None:
         super().__init__(session, peer)
+        self.identity = identity
+        """Who the peer is, by its certificate; None on a plain link."""
         self.engine_link = EngineLink(node.engine)
+        self.journal = Journal(self)
+        self._lanes = Lanes(self, self.engine_link)
         self._node = node
         self.config = node.config
         self._dialler: Dialler | None = None
         self._outgoing: dict[int, Outgoing] = {}
         self._incoming: dict[int, Incoming] = {}
-        self._asked: dict[asyncio.Future[str], tuple[bytes, int]] = {}  # one for each who waits
+        self._questions = Questions(self)
         self._offers: dict[int, Offer] = {}
-        self._faults: deque[float] = deque(maxlen=LANE_FAULTS)  # when lanes went wrong
         self._error: KvwireError | None = None
         self._greeted: asyncio.Future[None] = self.loop.create_future()
-        self.lane_congestion: dict[int, str] = {}
-        """Kernel congestion control of each lane, by lane number."""
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "suspended" if self.suspended else f"{self.lanes} lanes"
@@ -69,6 +74,16 @@ class Link(Driver):
     def lanes(self) -> int:
         """Lanes that are up."""
         return self.engine_link.lanes_open
+
+    @property
+    def lane_congestion(self) -> dict[int, str]:
+        """Kernel congestion control of each lane, by lane number."""
+        return dict(self._lanes.congestion)
+
+    @property
+    def tenant(self) -> str:
+        """The peer's, by its certificate; empty on a plain link."""
+        return "" if self.identity is None else self.identity.subject.tenant
 
     @property
     def busy(self) -> bool:
@@ -98,11 +113,12 @@ class Link(Driver):
 
         `source`: where each group's blocks lie, `{"group": pages.at(slots)}`. `timeout_s`: longest wait for the
         grant. `deadline_s`: longest life of the transfer. `klass`: 0 urgent, 1 demand, 2 background.
-        Raises SpecError, PlacementError, DuplicateTransfer, LimitExceeded before anything is sent; OfferRefused,
-        ModelMismatch, DeadlineExceeded or LinkLost afterwards.
+        Raises SpecError, PlacementError, PolicyError, DuplicateTransfer, LimitExceeded before anything is sent;
+        OfferRefused, ModelMismatch, DeadlineExceeded or LinkLost afterwards.
         """
         self._check_open()
         check_source(manifest, source)
+        self._node._guard.check_sending(self.identity, manifest)
         config = self.config
         transfer = self._session.offer(
             time.monotonic(),
@@ -115,6 +131,7 @@ class Link(Driver):
         # Only a deadline that somebody named orders what leaves first.
         deadline_ns = 0 if deadline_s is None else time.monotonic_ns() + int(deadline_s * 1e9)
         offer = self._offers[transfer] = Offer(transfer, manifest, source, klass, deadline_ns, future)
+        self.journal.offered(transfer, manifest, "out")
         self._pump()
         try:
             return await future
@@ -122,6 +139,7 @@ class Link(Driver):
             if future.done() and not future.cancelled() and future.exception() is None:
                 future.result().abort_nowait("the offering task was cancelled")
             elif self._offers.pop(offer.transfer, None) is not None and not self.closed:
+                self.journal.given_up(offer.transfer, "out", Closed("the offering task was cancelled"))
                 self._session.abort(time.monotonic(), offer.transfer, "cancelled", "the offering task was cancelled")
                 self._pump()
             raise
@@ -138,17 +156,7 @@ class Link(Driver):
         check_timeout(seconds)
         if not isinstance(outgoing, Outgoing):
             raise SpecError(f"outgoing is {outgoing!r:.80}; expected what an offer of this node returned")
-        key = outgoing.link._session.link_id, outgoing.transfer_id
-        answer: asyncio.Future[str] = self.loop.create_future()
-        self._asked[answer] = key
-        try:
-            self._session.ask(*key)
-            self._pump()
-            return await asyncio.wait_for(answer, min(seconds, LONGEST_WAIT_S))
-        except TimeoutError:
-            raise DeadlineExceeded(f"{self.peer} did not say what became of {outgoing!r}") from None
-        finally:
-            self._asked.pop(answer, None)
+        return await self._questions.ask(outgoing, seconds)
 
     async def close(self) -> None:
         """Close the link. Transfers under way end with an error; waits for local workers only."""
@@ -183,6 +191,7 @@ class Link(Driver):
             return
         del self._offers[transfer]
         self._outgoing[transfer] = outgoing
+        self.journal.note("grant", transfer=transfer, direction="out", bytes=outgoing._bytes)
         self._node._watch(outgoing._handle, outgoing._engine_changed)
         if offer.granted.cancelled():
             outgoing.abort_nowait("the offering task was cancelled")
@@ -204,14 +213,19 @@ class Link(Driver):
     def _fail_transfer(self, transfer: int, error: KvwireError) -> None:
         """It has ended for a reason that came from elsewhere, granted or not."""
         offer = self._offers.pop(transfer, None)
-        if offer is not None and not offer.granted.done():
-            offer.granted.set_exception(error)
+        if offer is not None:
+            self.journal.given_up(transfer, "out", error)
+            if not offer.granted.done():
+                offer.granted.set_exception(error)
         under_way = self._outgoing.get(transfer) or self._incoming.get(transfer)
         if under_way is not None:
             under_way._fail(error)
 
     def _send_grant(self, incoming: Incoming, grant: Grant) -> None:
         self._session.grant(time.monotonic(), incoming.transfer_id, grant)
+        self._node._guard.granted(self.identity, incoming._counted_bytes, incoming._bytes)
+        incoming._counted_bytes = incoming._bytes
+        self.journal.note("grant", transfer=incoming.transfer_id, direction="in", bytes=incoming._bytes)
         self._node._watch(incoming._handle, incoming._engine_changed)
         self._pump()
 
@@ -234,61 +248,36 @@ class Link(Driver):
         """The transfer has ended on this side, however; a commit needs no word from the control plane."""
         if transfer._handle is not None:
             self._node._unwatch(transfer._handle)
+        if isinstance(transfer, Incoming):
+            self._node._guard.offer_over(self.identity, transfer._counted_bytes)
+        self.journal.ended(transfer, "in" if isinstance(transfer, Incoming) else "out")
         if self._forget(transfer) and not self.closed and transfer.state == "committed":
             self._session.transfer_done(transfer.transfer_id)
 
     # --- lanes ----------------------------------------------------------------------------------------------------
 
-    def _add_lane(self, sock: socket.socket, lane: int, incarnation: int) -> None:
-        """Hand a joined socket to the engine."""
-        try:
-            congestion = sockets.tune_lane(sock, self.config)
-            self.engine_link.add_lane(sock.detach(), lane, incarnation)
-        except BaseException as error:
-            self._session.lane_closed(time.monotonic(), lane, incarnation, str(error), 0)
-            raise
-        self.lane_congestion[lane] = congestion
-
-    def _close_lane(self, lane: int, incarnation: int) -> None:
-        """The peer's end is gone. Where its kernel could not say so, this one would wait for it for ever."""
-        if any((stats["lane"], stats["incarnation"]) == (lane, incarnation) for stats in self.lane_stats()):
-            self.engine_link.close_lane(lane)
-
     def _engine_changed(self) -> None:
-        """A lane has ended: say so, replace it, and lose patience with a peer whose lanes go wrong."""
-        self._take_lanes_that_ended()
+        """A lane has ended, or has gone on to its next key."""
+        self._lanes.take_ended()
+        self._lanes.note_keys()
         self._pump()
-
-    def _take_lanes_that_ended(self) -> None:
-        now = time.monotonic()
-        for lane, incarnation, code, reason, acked in self.engine_link.take_closed():
-            self.lane_congestion.pop(lane, None)
-            if self.closed:
-                continue
-            self._session.lane_closed(now, lane, incarnation, reason, acked)
-            if code in FAULTS:
-                self._faults.append(now)
-                if len(self._faults) == LANE_FAULTS and now - self._faults[0] < FAULTS_S:
-                    self._lose(IntegrityError(f"{LANE_FAULTS} lanes to {self.peer} went wrong, the last by {reason}"))
-            if self._dialler is not None:
-                self._dialler.want()
 
     # --- the control connection -----------------------------------------------------------------------------------
 
-    def _start(self, sock: socket.socket, dialler: Dialler | None, heard: bytes = b"") -> None:
+    def _start(self, stream: Stream, dialler: Dialler | None, heard: bytes = b"") -> None:
         """The first connection; `heard`: what the peer has said on it already."""
         self._dialler = dialler
         self._node._watch(self.engine_link, self._engine_changed)
-        self._connect(sock, heard)
+        self._connect(stream, heard)
 
     def _suspend(self) -> None:
         """The connection is lost: end what depends on it, keep the transfers."""
         self._hang_up()
         self.engine_link.suspend()
-        self._take_lanes_that_ended()
+        self._lanes.take_ended()
         for transfer in [*self._outgoing.values(), *self._incoming.values()]:
             transfer._engine_changed()  # from here on the engine ends none by itself
-        self.lane_congestion.clear()
+        self._lanes.congestion.clear()
         if self._dialler is not None and not self.closed:
             self._dialler.suspended()
 
@@ -297,17 +286,14 @@ class Link(Driver):
             case wire.HelloDone():
                 if not self._greeted.done():
                     self._greeted.set_result(None)
-                if self._dialler is None:
-                    self._issue_tickets(event.peer.lanes)
+                self.journal.note("link_up", mode="plain" if self.identity is None else "sealed")
             case wire.Ticket():
                 if self._dialler is not None:
                     self._dialler.take(event)
             case wire.LanesWanted():
-                self._issue_tickets(event.count)
+                self._lanes.issue_tickets(event.count)
             case wire.Offered():
-                incoming = Incoming(self, event.transfer, event.manifest)
-                self._incoming[event.transfer] = incoming
-                self._node._offered(incoming)
+                self._offered(event)
             case wire.Granted():
                 self._granted(event.transfer, event.grant)
             case wire.Refused() | wire.OfferTimedOut() | wire.TransferTimedOut() | wire.Dropped():
@@ -318,12 +304,10 @@ class Link(Driver):
             case wire.Suspended():
                 self._suspend()
             case wire.Resumed():
-                if self._dialler is None:
-                    self._issue_tickets(event.peer.lanes)
-                else:
+                if self._dialler is not None:
                     self._dialler.resumed()
             case wire.Restarted():
-                self._faults.clear()
+                self._lanes.faults.clear()
                 self._start_over(event.again)
                 if self._dialler is not None:
                     self._dialler.resumed()
@@ -334,16 +318,14 @@ class Link(Driver):
             case wire.CommitLearnt():
                 self._resume_transfer(event.transfer, None)
             case wire.Asked():
-                outcome = self._node._outcome(event.link_id, event.transfer)
+                outcome = self._node._outcome(self.tenant, event.link_id, event.transfer)
                 self._session.answer(event.link_id, event.transfer, outcome)
             case wire.Answered():
-                for answer, asked in self._asked.items():
-                    if asked == (event.link_id, event.transfer) and not answer.done():
-                        answer.set_result(event.outcome)
+                self._questions.answered(event.link_id, event.transfer, event.outcome)
             case wire.Closed():
                 self._lose(event.error)
             case wire.LaneClosed():
-                self._close_lane(event.lane, event.incarnation)
+                self._lanes.close(event.lane, event.incarnation)
             case _:
                 pass  # DRAINED tells nothing that the engine does not know by itself
 
@@ -369,10 +351,24 @@ class Link(Driver):
             except ProtocolError as error:
                 self._lose(error)
 
-    def _issue_tickets(self, count: int) -> None:
-        with contextlib.suppress(LimitExceeded, Closed):  # a peer that uses none of its tickets gets no more
-            for _ in range(min(count, MOST_LANES - self.lanes - self._session.tickets_out(time.monotonic()))):
-                self._session.issue_ticket(time.monotonic(), secrets.token_bytes(32))
+    def _offered(self, event: wire.Offered) -> None:
+        """An offer of the peer's, if it may make it. Who may not is not told why."""
+        try:
+            self._node._guard.admit_offer(self.identity, event.manifest)
+        except NotAllowed as error:
+            self.journal.note("policy_refused", transfer=event.transfer, reason=str(error))
+            with contextlib.suppress(Closed):  # it may have been given up in the same breath
+                self._session.refuse(time.monotonic(), event.transfer, "refused", "")
+            return
+        self._incoming[event.transfer] = incoming = Incoming(self, event.transfer, event.manifest)
+        self.journal.offered(event.transfer, event.manifest, "in")
+        self._node._offered(incoming)
+
+    # --- who the peer is ------------------------------------------------------------------------------------------
+
+    def _is_of(self, who: Peer | None) -> bool:
+        """Whether that is the peer of this link. Its certificate may be another one by now."""
+        return (who and who.subject) == (self.identity and self.identity.subject)
 
     # --- the end --------------------------------------------------------------------------------------------------
 
@@ -389,20 +385,22 @@ class Link(Driver):
     def _shut(self, error: KvwireError) -> None:
         self._error = error
         self._closed.set_result(None)
+        self.journal.note("link_down", reason=str(error))
         self._stop()
         if self._dialler is not None:
             self._dialler.stop()
-        offers = [offer.granted for offer in self._offers.values()]
-        futures: list[asyncio.Future[Any]] = [self._greeted, *self._asked, *offers]
+        futures: list[asyncio.Future[Any]] = [self._greeted, *(offer.granted for offer in self._offers.values())]
         for future in futures:
             if not future.done():
                 future.set_exception(copy(error))
                 future.exception()  # nobody may be waiting
+        self._questions.fail(error)
+        for transfer in self._offers:
+            self.journal.given_up(transfer, "out", error)
         self._offers.clear()
-        self._asked.clear()
-        self._node._remember(self._session.link_id, self.outcomes())
-        for transfer in [*self._outgoing.values(), *self._incoming.values()]:
-            transfer._fail(error)
+        self._node._outcomes.keep(self)
+        for under_way in [*self._outgoing.values(), *self._incoming.values()]:
+            under_way._fail(error)
         self._outgoing.clear()
         self._incoming.clear()
         self.engine_link.close()

@@ -3,87 +3,100 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
 import logging
-import os
 import secrets
 import socket
 import time
 from collections.abc import Callable, Coroutine
 from copy import copy
-from functools import partial
 from typing import Any, TypeVar
 
 from kvwire import sockets, wire
+from kvwire._ext import cipher
 from kvwire._ext.engine import Engine
+from kvwire.acceptor import Acceptor
 from kvwire.config import Config
-from kvwire.control import open_control
+from kvwire.control import Stream, open_control
 from kvwire.dialler import Dialler
 from kvwire.errors import (
+    AuthenticationFailed,
     Closed,
     ConfigError,
     ConnectTimeout,
-    KvwireError,
     LinkLost,
     LocalError,
-    ProtocolError,
     RemoteError,
-    VersionMismatch,
 )
+from kvwire.guard import Guard
 from kvwire.incoming import Incoming
 from kvwire.link import Link
+from kvwire.outcomes import Outcomes
+from kvwire.security import AuditLog, Identity, Peer, Policy
 
 T = TypeVar("T")
 
 log = logging.getLogger("kvwire")
 
-REMEMBERED = 4096
-"""Outcomes of transfers whose links are gone that are kept, for senders that were left with CommitUnknown."""
 FILES_HINT = "raise the limit on open files (ulimit -n)"
-NO_DESCRIPTOR = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-ACCEPT_PAUSE_S = 0.1
-"""Pause after `accept` failed for want of descriptors: trying at once would only spin."""
+REFRESH_S = 1.0
+"""How often an identity is looked at on disk: how long a certificate that is revoked keeps its links."""
 
 
 class Node:
     """One endpoint. Make it with `Node.serve` (listens and dials) or `Node.start` (dials only); close it."""
 
-    def __init__(self, config: Config, listener: socket.socket | None) -> None:
+    def __init__(self, config: Config, guard: Guard, listener: socket.socket | None) -> None:
         self.config = config
-        self._spare = -1 if listener is None else _open_spare()  # to accept with when there is no other, to hang up
-        try:
-            self.engine = Engine(config.workers, config.stream_bytes)
-        except BaseException:
-            self._close_spare()
-            raise
+        self._guard = guard
         self._loop = asyncio.get_running_loop()
-        self._listener = listener
+        self._acceptor = None if listener is None else Acceptor(self, listener)
+        try:
+            limits = config.rekey_bytes, config.rekey_frames, config.rekey_s
+            self.engine = Engine(
+                config.workers, config.stream_bytes, rekey=limits, cipher=None if config.plain else cipher.find()
+            )
+        except BaseException:
+            if self._acceptor is not None:
+                self._acceptor.close()
+            raise
         self._boot_id = secrets.token_bytes(16)
         self._links: dict[Link, None] = {}  # in the order in which they were made
         self._by_id: dict[bytes, Link] = {}
         self._watched: dict[Any, Callable[[], None]] = {}
         self._offers: dict[Incoming, None] = {}  # in the order in which they came
         self._offer_came = asyncio.Event()
-        self._outcomes: dict[tuple[bytes, int], str] = {}  # of transfers whose links are gone; the latest
+        self._outcomes = Outcomes()
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
-        self._handshakes = asyncio.Semaphore(config.max_handshakes)
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop.add_reader(self.engine.fileno(), self._on_engine)
-        if listener is not None:
-            self._spawn(self._accept_connections(listener))
+        if self._acceptor is not None:
+            self._spawn(self._acceptor.accept_connections())
+        if not config.plain:
+            self._spawn(self._watch_identity())
 
     @classmethod
-    async def serve(cls, host: str = "", port: int = 0, config: Config | None = None) -> Node:
+    async def serve(
+        cls,
+        host: str = "",
+        port: int = 0,
+        config: Config | None = None,
+        *,
+        identity: Identity | None = None,
+        policy: Policy | None = None,
+        audit: AuditLog | None = None,
+    ) -> Node:
         """A node that listens at `host` (empty: every address, IPv6 and IPv4) and `port` (0: any free one, see `port`).
 
-        AddressNotFound or LocalError where that cannot be.
+        `identity`: who it is and whom it trusts; needed unless `Config.plain`. `policy`: whom it deals with (its own
+        tenant, where none is given), and `audit`: where that is written down; the node closes neither.
+        AddressNotFound or LocalError where it cannot listen there; ConfigError.
         """
-        config = _checked(config or Config())
+        config = config or Config()
+        guard = _guard(config, identity, policy, audit)
         listener = await sockets.listen(host, port, config)
         try:
-            return cls(config, listener)
+            return cls(config, guard, listener)
         except OSError as error:
             listener.close()
             raise LocalError(f"no node: {error.strerror or error}", hint=FILES_HINT) from None
@@ -92,19 +105,27 @@ class Node:
             raise
 
     @classmethod
-    async def start(cls, config: Config | None = None) -> Node:
-        """A node that only dials."""
+    async def start(
+        cls,
+        config: Config | None = None,
+        *,
+        identity: Identity | None = None,
+        policy: Policy | None = None,
+        audit: AuditLog | None = None,
+    ) -> Node:
+        """A node that only dials. The rest as for `serve`."""
+        config = config or Config()
         try:
-            return cls(_checked(config or Config()), None)
+            return cls(config, _guard(config, identity, policy, audit), None)
         except OSError as error:
             raise LocalError(f"no node: {error.strerror or error}", hint=FILES_HINT) from None
 
     @property
     def address(self) -> tuple[str, int]:
         """Where it listens."""
-        if self._listener is None:
+        if self._acceptor is None:
             raise Closed("this node does not listen")
-        name = self._listener.getsockname()
+        name = self._acceptor.listener.getsockname()
         return str(name[0]), int(name[1])
 
     @property
@@ -124,7 +145,8 @@ class Node:
     async def connect(self, host: str, port: int) -> Link:
         """Dial another node; returns when the session and its lanes are up (at least one, if time runs out).
 
-        AddressNotFound, ConnectRefused, ConnectTimeout, NotKvwire, VersionMismatch, ProtocolError or LinkLost.
+        AddressNotFound, ConnectRefused, ConnectTimeout, NotKvwire, VersionMismatch, ModeMismatch, AuthenticationFailed,
+        NotAllowed, ProtocolError, PeerBusy or LinkLost.
         """
         self._check_open()
         until = self._loop.time() + self.config.connect_timeout_s
@@ -135,12 +157,13 @@ class Node:
             async with asyncio.timeout_at(until):
                 sockets.tune(sock, self.config)
                 try:
-                    await open_control(sock)
+                    stream, who = await self._open(sock)
                 except (RemoteError, LinkLost) as error:
+                    self._guard.refused(where, error)
                     raise type(error)(f"{where}: {error}") from None
                 self._check_open()
-                link = self._make_link("dialler", where)
-                link._start(sock, Dialler(link, host, port, sockets.numeric_peer(sock)))
+                link = self._make_link("dialler", where, who, self._guard.agreement("dialler", stream, who))
+                link._start(stream, Dialler(link, host, port, sockets.numeric_peer(sock)))
                 await asyncio.shield(link._greeted)
                 assert link._dialler is not None
                 await link._dialler.all_up.wait()
@@ -187,9 +210,8 @@ class Node:
             await link.close()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        if self._listener is not None:
-            self._listener.close()
-        self._close_spare()
+        if self._acceptor is not None:
+            self._acceptor.close()
         self._loop.remove_reader(self.engine.fileno())
         self.engine.close()
 
@@ -228,31 +250,46 @@ class Node:
 
     # --- links ----------------------------------------------------------------------------------------------------
 
-    def _make_link(self, role: wire.Role, peer: str) -> Link:
+    async def _open(self, sock: socket.socket) -> tuple[Stream, Peer | None]:
+        """A control connection to whatever listens there, and who it is."""
+        stream = await open_control(sock, self._guard.tls(server=False))
+        return stream, self._guard.admit(stream)
+
+    def _make_link(self, role: wire.Role, where: str, who: Peer | None, agreement: wire.KeyAgreement | None) -> Link:
         link_id = secrets.token_bytes(16) if role == "acceptor" else b""
-        session = wire.Session(role, self.config, self._boot_id, secrets.token_bytes(32), link_id, time.monotonic())
-        link = Link(self, session, peer)
+        random, now, frank = secrets.token_bytes(32), time.monotonic(), self._guard.frank(who)
+        session = wire.Session(role, self.config, self._boot_id, random, link_id, now, agreement, frank=frank)
+        link = Link(self, session, where, who)
         self._links[link] = None
         if link_id:
             self._by_id[link_id] = link
         return link
 
+    def _has_room(self) -> bool:
+        """Whether one more link may be made. For that a link may end whose dialler may never come back, if it carries
+        nothing: a stranger must not fill the table with hand-shakes."""
+        if len(self._links) < self.config.max_links:
+            return True
+        for link in self._links:
+            if link.suspended and link._dialler is None and not link.busy:
+                link._lose(LinkLost(f"{self.config.max_links} links are up, and this one is suspended and idle"))
+                return True
+        return False
+
     def _link_gone(self, link: Link) -> None:
         self._links.pop(link, None)
         self._by_id = {link_id: other for link_id, other in self._by_id.items() if other is not link}
 
-    def _remember(self, link_id: bytes, outcomes: dict[int, str]) -> None:
-        """What became of transfers of a link that ends."""
-        self._outcomes |= {(link_id, transfer): outcome for transfer, outcome in outcomes.items()}
-        for key in list(self._outcomes)[: max(0, len(self._outcomes) - REMEMBERED)]:
-            del self._outcomes[key]
-
-    def _outcome(self, link_id: bytes, transfer: int) -> str:
-        """What became of a transfer that was offered to this node; "unknown" also while it is under way."""
+    def _outcome(self, tenant: str, link_id: bytes, transfer: int) -> str:
+        """What became of a transfer that this tenant offered to this node."""
         link = next((link for link in self._links if link._session.link_id == link_id), None)
-        if link is not None:
-            return link.outcomes().get(transfer, "unknown")
-        return self._outcomes.get((link_id, transfer), "unknown")
+        return self._outcomes.of(tenant, link, link_id, transfer)
+
+    def _lanes_left(self, link: Link) -> int:
+        """How many lanes the policy still allows the link's tenant."""
+        now = time.monotonic()
+        same = [other for other in self._links if other.tenant == link.tenant]
+        return self._guard.lanes_left(link.identity, sum(it.lanes + it._session.tickets_out(now) for it in same))
 
     async def _drop(self, sock: socket.socket, link: Link | None) -> None:
         if link is not None:
@@ -267,123 +304,16 @@ class Node:
         """An offer that nobody took is over."""
         self._offers.pop(incoming, None)
 
-    # --- being dialled --------------------------------------------------------------------------------------------
+    # --- who is who -----------------------------------------------------------------------------------------------
 
-    async def _accept_connections(self, listener: socket.socket) -> None:
-        short = False
+    async def _watch_identity(self) -> None:
+        """Ends the links of those whose certificates have been revoked."""
         while True:
-            await self._handshakes.acquire()  # no more strangers at once; the rest waits in the backlog
-            try:
-                sock, address = await sockets.accept(listener)
-            except OSError as error:
-                self._handshakes.release()
-                if self._closed:
-                    return
-                if not short:
-                    log.warning("cannot accept connections: %s", error.strerror or error)
-                short = True
-                if error.errno in NO_DESCRIPTOR:  # else it is about that one connection (accept(2))
-                    self._turn_away(listener)
-                await asyncio.sleep(ACCEPT_PAUSE_S)
-                continue
-            short = False
-            task = self._spawn(self._greet(sock, sockets.show_address(address)))
-            task.add_done_callback(partial(_close_if_cancelled, sock))
-
-    def _turn_away(self, listener: socket.socket) -> None:
-        """There is no descriptor for whoever waits in the backlog: say so by hanging up, with the spare one. A lane
-        that stayed there would swallow what is sent over it, and never be missed."""
-        self._close_spare()
-        with contextlib.suppress(OSError):
-            while True:
-                listener.accept()[0].close()
-        with contextlib.suppress(OSError):  # another thread was faster; the next round tries again
-            self._spare = _open_spare()
-
-    def _close_spare(self) -> None:
-        if self._spare >= 0:
-            os.close(self._spare)
-            self._spare = -1
-
-    async def _greet(self, sock: socket.socket, peer: str) -> None:
-        """Find out what a new connection is: a control connection, a lane of a known link, or a stranger."""
-        try:
-            async with asyncio.timeout(self.config.handshake_timeout_s):
-                await self._identify(sock, peer)
-        except TimeoutError:
-            log.info("%s said nothing of kvwire's within %g s", peer, self.config.handshake_timeout_s)
-            sock.close()
-        except (KvwireError, OSError) as error:
-            log.info("%s turned away: %s", peer, error)
-            sock.close()
-        except BaseException:
-            sock.close()
-            raise
-        finally:
-            self._handshakes.release()
-
-    async def _identify(self, sock: socket.socket, peer: str) -> None:
-        sock.setblocking(False)
-        try:
-            kind = wire.classify(await sockets.read_exactly(sock, wire.PREAMBLE_BYTES))
-        except VersionMismatch:
-            await self._loop.sock_sendall(sock, wire.control_preamble())  # so that the dialler can say so too
-            raise
-        if kind is wire.ConnectionKind.LANE:
-            join = wire.parse_join(await sockets.read_exactly(sock, wire.JOIN_BYTES))
-            link = self._by_id.get(join.link_id)
-            if link is None:
-                raise ProtocolError("a lane for a link that is not here")
-            link._session.redeem_ticket(time.monotonic(), join)
-            link._add_lane(sock, join.lane, join.incarnation)
-            return
-        sockets.tune(sock, self.config)
-        await self._loop.sock_sendall(sock, wire.control_preamble())
-        raw = await sockets.read_exactly(sock, wire.LENGTH_BYTES)
-        try:
-            raw += await sockets.read_exactly(sock, wire.greeting_bytes(raw))
-            hello = wire.parse_hello(raw)
-            link = self._returning(hello)
-        except ProtocolError as error:
-            await self._loop.sock_sendall(sock, wire.goodbye("protocol", str(error)))
-            raise
-        if link is not None:
-            link.peer = peer
-            link._resume(sock, raw)
-            return
-        if len(self._links) >= self.config.max_links and not self._make_room():
-            reason = f"{self.config.max_links} links are up already"
-            await self._loop.sock_sendall(sock, wire.goodbye("busy", reason))
-            raise LocalError(reason, hint="Config.max_links")
-        self._make_link("acceptor", peer)._start(sock, None, raw)
-
-    def _make_room(self) -> bool:
-        """End a link whose dialler may never come back, if there is one that carries nothing: a stranger must not fill
-        the table with hand-shakes."""
-        for link in self._links:
-            if link.suspended and link._dialler is None and not link.busy:
-                link._lose(LinkLost(f"{self.config.max_links} links are up, and this one is suspended and idle"))
-                return True
-        return False
-
-    def _returning(self, hello: wire.Hello) -> Link | None:
-        """The link of a peer that is back, suspended. None for one who greets for the first time, and where the link is
-        not known here or is another peer's: who asks for it gets a new one, sees that, and knows.
-        """
-        link = self._by_id.get(hello.link_id)
-        if link is None or link._session.peer is None or link._session.peer.boot_id != hello.boot_id:
-            return None
-        link._connection_lost(link._control, LinkLost("the peer connected anew"))
-        return link if link.suspended else None
-
-
-def _open_spare() -> int:
-    return os.open(os.devnull, os.O_RDONLY)
-
-
-def _close_if_cancelled(sock: socket.socket, task: asyncio.Task[None]) -> None:
-    if task.cancelled():  # perhaps before its first line
-        sock.close()
+            await asyncio.sleep(REFRESH_S)
+            self._guard.refresh()
+            for link in list(self._links):
+                if self._guard.revoked(link.identity):
+                    link._lose(AuthenticationFailed(f"the certificate of {link.identity} is revoked"))
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
@@ -395,10 +325,15 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     return uvloop.run(main)
 
 
-def _checked(config: Config) -> Config:
+def _guard(config: Config, identity: Identity | None, policy: Policy | None, audit: AuditLog | None) -> Guard:
     if not isinstance(config, Config):
         raise ConfigError(f"config is {type(config).__name__}; expected kvwire.Config")
-    if not config.plain:
-        raise ConfigError("sealed mode is not there yet", hint="Config(plain=True)")
+    if config.plain and identity is not None:
+        raise ConfigError("a plain node has no identity", hint="leave identity out, or Config.plain")
+    if not config.plain and identity is None:
+        raise ConfigError(
+            "a node needs an identity",
+            hint="identity=Identity.load(directory), of what kvwire-keys made; or Config(plain=True) on both ends",
+        )
     sockets.check_congestion(config)
-    return config
+    return Guard(identity, policy or Policy(), audit)

@@ -374,6 +374,11 @@ class Manifest:
         groups = tuple(GroupOffer(s, s.blocks_for(tokens), known.get(s.name, ())) for s in specs)
         return cls(request_id, model, tokens, groups, attachment, residency)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of every block on offer, in all layers."""
+        return sum(len(g.blocks) * g.spec.block_bytes * len(g.spec.layers) for g in self.groups)
+
     def group_index(self, name: str) -> int:
         """Position of the group called `name`."""
         for index, group in enumerate(self.groups):

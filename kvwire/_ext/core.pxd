@@ -11,10 +11,12 @@ Workers never take the GIL; Python holds a lock only for work that does not grow
 through the queue for what a transfer that ends has left there.
 """
 
+from kvwire._ext.cipher cimport cipher_t
 from kvwire._ext.frame cimport HEADER_BYTES
 from kvwire._ext.lanelog cimport lanelog_t
 from kvwire._ext.layout cimport segment_t
 from kvwire._ext.ledger cimport ledger_t
+from kvwire._ext.seal cimport limits_t, seal_t
 from kvwire._ext.sendqueue cimport queue_t
 
 ctypedef unsigned long long u64
@@ -67,6 +69,7 @@ cdef enum:
     TURN_BYTES = 2 * 1024 * 1024   # what one lane may move before its worker looks at the others
     CLAIM_BYTES_MIN = 16 * 1024    # TCP_NOTSENT_LOWAT and claims: 10 ms of the lane's rate inside these
     CLAIM_BYTES_MAX = 256 * 1024
+    SEALED_CLAIM_BYTES = 128 * 1024   # at most, where sealed: the scratch stays in L2 (bench/sealing.py)
     ACK_BYTES = 1024 * 1024        # landed bytes after which an acknowledgement goes out at once
     ACK_DELAY_NS = 2000000         # and the longest that fewer wait
     MAX_RECEIPTS = 65536           # not acknowledged: as many as transfers may be under way (Config.max_transfers)
@@ -90,6 +93,8 @@ cdef enum lane_close_t:
     LANE_BAD_RECEIPT = 7
     LANE_REQUESTED = 8
     LANE_NO_MEMORY = 9
+    LANE_BAD_TAG = 10
+    LANE_NOT_SEALED = 11            # the cipher failed
 
 cdef struct dirty_t:
     void *handle                   # PyObject *, NULL once the Python side is gone
@@ -172,15 +177,17 @@ cdef struct lane_t:
     u64 rx_acked
     u64 rx_unacked_bytes
     u64 ack_due_ns                 # 0: nothing to acknowledge
+    seal_t *opener                 # NULL: a plain lane
     # send
     lanelog_t log                  # lock
     u64 sent_seq                   # lock: frames before it were given to the kernel
     char *control                  # CONTROL_BYTES
-    char *stage                    # gathered cells
-    char *rest                     # what the kernel did not take of the last batch
+    char *stage                    # gathered cells; a sealed lane has none
+    char *rest                     # of the last batch, what the kernel did not take yet
     size_t rest_at
     size_t rest_len
     u32 claim_bytes
+    seal_t *sealer                 # NULL: a plain lane
     # rate, from acknowledged bytes
     u64 acked_bytes                # lock
     u64 rate_mark_bytes
@@ -191,6 +198,8 @@ cdef struct lane_t:
     u64 rx_bytes
     u64 tx_frames
     u64 rx_frames
+    u32 tx_epoch                   # 0: a plain lane
+    u32 rx_epoch
 
 cdef struct link_t:
     engine_t *engine
@@ -233,6 +242,8 @@ cdef struct engine_t:
     dirty_t *dirty_last
     size_t stream_bytes
     u32 max_cell_bytes
+    const cipher_t *cipher         # NULL: all lanes are plain
+    limits_t rekey
     u64 gil_entries                # guarded by the GIL itself
 
 cdef inline u64 now_ns() noexcept nogil:

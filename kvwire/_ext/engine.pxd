@@ -1,7 +1,9 @@
+from kvwire._ext.cipher cimport Cipher
 from kvwire._ext.core cimport engine_t
 
 cdef class Engine:
     cdef engine_t c
+    cdef Cipher cipher             # that c.cipher points into; None: all lanes are plain
     cdef int threads               # that were started
     cdef bint is_open
     cdef object __weakref__

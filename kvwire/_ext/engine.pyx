@@ -1,5 +1,6 @@
 """The engine: native worker threads, each an epoll loop over its lanes. Workers never take the GIL."""
 
+import atexit
 import os
 import weakref
 
@@ -9,11 +10,14 @@ from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from posix.unistd cimport close, read
 
+from kvwire._ext.cipher cimport TAG_BYTES, Cipher
 from kvwire._ext.core cimport *
 from kvwire._ext.link cimport lane_fail, lane_retire, wake_worker
 from kvwire._ext.receive cimport lane_receive
+from kvwire._ext.seal cimport limits_of
 from kvwire._ext.send cimport lane_send
 
+from kvwire._ext.seal import MOST
 from kvwire.errors import Closed, LocalError
 
 cdef extern from "<sys/epoll.h>" nogil:
@@ -141,20 +145,24 @@ cdef void *worker_main(void *arg) noexcept nogil:
 cdef class Engine:
     """Worker threads and the list of handles that changed; one per node."""
 
-    def __cinit__(self, int workers=2, size_t stream_bytes=512 * 1024, u32 max_cell_bytes=256 * 1024):
+    def __cinit__(self, int workers=2, size_t stream_bytes=512 * 1024, u32 max_cell_bytes=256 * 1024,
+                  rekey=MOST, Cipher cipher=None):
         cdef int i
         cdef worker_t *w
         cdef epoll_event event
         cdef sigset_t all_signals, old
         cdef int failed
         self.c.event_fd = -1
+        self.c.rekey = limits_of(rekey)
+        self.cipher = cipher
+        self.c.cipher = NULL if cipher is None else &cipher.c
         pthread_mutex_init(&self.c.dirty_lock, NULL)
         self.c.workers = <worker_t *>calloc(workers, sizeof(worker_t))
         if self.c.workers == NULL:
             raise MemoryError
         self.c.worker_count = workers
         self.c.max_cell_bytes = max(max_cell_bytes, <u32>MAX_ATTACHMENT)   # an attachment is one frame, too
-        self.c.stream_bytes = max(stream_bytes, <size_t>HEADER_BYTES + self.c.max_cell_bytes)   # holds a whole frame
+        self.c.stream_bytes = max(stream_bytes, <size_t>(HEADER_BYTES + TAG_BYTES) + self.c.max_cell_bytes)   # a whole frame
         self.is_open = True
         self.c.event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         for i in range(workers):
@@ -282,4 +290,11 @@ def _after_fork_in_child():
         engine._after_fork()
 
 
+def _close_all():
+    """While Python still runs: a worker whose cipher is a package's could not take the GIL any more."""
+    for engine in list(_engines):
+        engine.close()
+
+
 os.register_at_fork(after_in_child=_after_fork_in_child)
+atexit.register(_close_all)

@@ -20,6 +20,9 @@ cdef enum frame_error_t:
     BAD_SEQUENCE = 4
     BAD_LENGTH = 5
     BAD_CHECKSUM = 6
+    BAD_EPOCH = 7
+    BAD_TAG = 8
+    NO_KEY = 9                     # not the frame's fault: no memory for the key of the next epoch
 
 cdef packed struct header_t:
     unsigned int magic
@@ -34,10 +37,11 @@ cdef packed struct header_t:
     unsigned int cell
     unsigned int plain_len
     unsigned int wire_len
-    unsigned int crc               # CRC32C over the header, this field as zero, and the payload
+    unsigned int crc               # CRC32C over the header, this field as zero, and the payload; 0 when sealed
 
 cdef void frame_header(header_t *h, frame_type_t type, unsigned long long sequence, unsigned long long transfer,
                        unsigned int segment, unsigned int cell, unsigned int length) noexcept nogil
-cdef frame_error_t frame_check_header(const header_t *h, unsigned long long sequence, unsigned int max_len) noexcept nogil
+cdef frame_error_t frame_check_header(const header_t *h, unsigned long long sequence, unsigned int epoch,
+                                      unsigned int max_len) noexcept nogil
 cdef frame_error_t frame_check_payload(const header_t *h, const char *payload) noexcept nogil
 cdef unsigned int frame_crc(const header_t *h, const char *payload) noexcept nogil

@@ -2,7 +2,8 @@
 
 Header, 48 bytes, little-endian: magic "KVWF", version, type, flags, codec, key epoch u32, segment u32, sequence
 u64, transfer u64, cell u32, plain length u32, wire length u32, CRC32C u32. The sequence must be exactly the next
-one of its lane and direction: TCP keeps order, so anything else is damage or a lie.
+one of its lane and direction: TCP keeps order, so anything else is damage or a lie. A sealed frame has no CRC32C
+(the field is zero); its tag follows the payload, and the wire length does not count it (`seal.pyx`).
 """
 
 from libc.string cimport memset
@@ -26,14 +27,22 @@ cdef void frame_header(header_t *h, frame_type_t type, unsigned long long sequen
     h.wire_len = length
 
 
-cdef frame_error_t frame_check_header(const header_t *h, unsigned long long sequence, unsigned int max_len) noexcept nogil:
-    """Everything that can be known before the payload is here, so that a damaged length is never waited for."""
+cdef frame_error_t frame_check_header(const header_t *h, unsigned long long sequence, unsigned int epoch,
+                                      unsigned int max_len) noexcept nogil:
+    """Everything that can be known before the payload is here, so that a damaged length is never waited for.
+
+    `epoch` is the key epoch of the latest frame: the same or the next one is right. 0 is a plain lane's, for good.
+    """
     if h.magic != FRAME_MAGIC:
         return BAD_MAGIC
-    if h.version != FRAME_VERSION or h.flags or h.codec or h.epoch:
+    if h.version != FRAME_VERSION or h.flags or h.codec:
         return BAD_VERSION
     if h.type < DATA or h.type > RECEIPT:
         return BAD_TYPE
+    if h.epoch != epoch and (epoch == 0 or h.epoch == 0 or h.epoch - 1 != epoch):
+        return BAD_EPOCH
+    if epoch and h.crc:
+        return BAD_CHECKSUM
     if h.sequence != sequence:
         return BAD_SEQUENCE
     if h.wire_len != h.plain_len or h.wire_len > max_len:
@@ -58,7 +67,7 @@ cdef frame_error_t frame_check_payload(const header_t *h, const char *payload) n
     return FRAME_OK if frame_crc(h, payload) == h.crc else BAD_CHECKSUM
 
 
-ERRORS = ("ok", "magic", "version", "type", "sequence", "length", "checksum")
+ERRORS = ("ok", "magic", "version", "type", "sequence", "length", "checksum", "epoch", "tag")
 TYPES = {"data": DATA, "ack": ACK, "receipt": RECEIPT}
 
 
@@ -75,7 +84,7 @@ def check(bytes data, unsigned long long sequence, unsigned int max_len):
     cdef frame_error_t error
     if len(data) < HEADER_BYTES:
         return "incomplete", 0
-    error = frame_check_header(h, sequence, max_len)
+    error = frame_check_header(h, sequence, 0, max_len)
     if error != FRAME_OK:
         return ERRORS[<int>error], 0
     if len(data) < HEADER_BYTES + h.wire_len:

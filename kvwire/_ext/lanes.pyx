@@ -6,15 +6,17 @@ cimport cython
 from libc.stdlib cimport calloc, free, malloc
 from posix.unistd cimport close
 
+from kvwire._ext.cipher cimport TAG_BYTES
 from kvwire._ext.core cimport *
 from kvwire._ext.engine cimport Engine
 from kvwire._ext.frame cimport HEADER_BYTES
 from kvwire._ext.lanelog cimport log_init
 from kvwire._ext.link cimport forget_dirty, in_end, lane_free, out_end, out_unref, signal_engine, wake_worker
+from kvwire._ext.seal cimport seal_free, seal_of
 from kvwire._ext.sendqueue cimport queue_free
 
 from kvwire._ext.frame import ERRORS
-from kvwire.errors import Closed
+from kvwire.errors import Closed, LocalError
 
 _REASONS = {
     LANE_EOF: "the peer closed the connection",
@@ -26,10 +28,14 @@ _REASONS = {
     LANE_BAD_RECEIPT: "a receipt for cells that were not ready",
     LANE_REQUESTED: "closed by this side",
     LANE_NO_MEMORY: "out of memory",
+    LANE_BAD_TAG: "a frame with a wrong tag",
+    LANE_NOT_SEALED: "a frame could not be sealed",
 }
 
 
-FAULTS = frozenset({LANE_BAD_FRAME, LANE_UNKNOWN_TRANSFER, LANE_OUTSIDE_GRANT, LANE_BAD_ACK, LANE_BAD_RECEIPT})
+FAULTS = frozenset({LANE_BAD_FRAME, LANE_BAD_TAG, LANE_UNKNOWN_TRANSFER, LANE_OUTSIDE_GRANT, LANE_BAD_ACK,
+                    LANE_BAD_RECEIPT})
+TAG_FAILURE = <int>LANE_BAD_TAG
 
 
 @cython.no_gc_clear                     # __dealloc__ needs the engine
@@ -49,13 +55,23 @@ cdef class EngineLink:
         if self.c.closed:
             raise Closed("the link is closed")
 
-    def add_lane(self, int fd, u32 lane, u32 incarnation):
+    def add_lane(self, int fd, u32 lane, u32 incarnation, secrets=None):
         cdef lane_t *l
         cdef worker_t *w
+        cdef seal_t *sealer = NULL
+        cdef seal_t *opener = NULL
         try:
             os.set_blocking(fd, False)
+            if secrets is not None:
+                if self.engine.cipher is None:
+                    raise LocalError("this engine has no cipher to seal a lane with")
+                sending, receiving = secrets
+                sealer = seal_of(self.engine.cipher, sending, True)
+                opener = seal_of(self.engine.cipher, receiving, False)
             self.check()                   # no Python from here to the inbox: the engine cannot close in between
         except BaseException:
+            seal_free(sealer)
+            seal_free(opener)
             close(fd)
             raise
         l = <lane_t *>calloc(1, sizeof(lane_t))
@@ -67,11 +83,22 @@ cdef class EngineLink:
             l.claim_bytes = 4 * CLAIM_BYTES_MIN
             l.stream = <char *>malloc(self.engine.c.stream_bytes)
             l.control = <char *>malloc(CONTROL_BYTES)
-            l.stage = <char *>malloc(CLAIM_BYTES_MAX + self.engine.c.max_cell_bytes)
-            l.rest = <char *>malloc(CONTROL_BYTES + HEADER_BYTES + self.engine.c.max_cell_bytes)
-        if l == NULL or l.stream == NULL or l.control == NULL or l.stage == NULL or l.rest == NULL or log_init(&l.log, LOG_RUNS):
+            if secrets is None:
+                l.stage = <char *>malloc(CLAIM_BYTES_MAX + self.engine.c.max_cell_bytes)
+                l.rest = <char *>malloc(CONTROL_BYTES + HEADER_BYTES + self.engine.c.max_cell_bytes)
+            else:
+                l.rest = <char *>malloc(2 * CONTROL_BYTES + SEALED_CLAIM_BYTES + self.engine.c.max_cell_bytes
+                                        + BATCH_FRAMES * (HEADER_BYTES + TAG_BYTES))
+                l.sealer = sealer
+                l.opener = opener
+                l.tx_epoch = l.rx_epoch = 1
+        if (l == NULL or l.stream == NULL or l.control == NULL or l.rest == NULL
+                or (l.stage == NULL and sealer == NULL) or log_init(&l.log, LOG_RUNS)):
             if l != NULL:
-                lane_free(l)
+                lane_free(l)               # and what seals it
+            else:
+                seal_free(sealer)
+                seal_free(opener)
             close(fd)
             raise MemoryError
         w = &self.engine.c.workers[self.engine.c.next_worker]
@@ -155,7 +182,7 @@ cdef class EngineLink:
             out.append({
                 "lane": l.id, "incarnation": l.incarnation, "sent_bytes": l.tx_bytes,
                 "received_bytes": l.rx_bytes, "sent_frames": l.tx_frames, "received_frames": l.rx_frames,
-                "acked_bytes": l.acked_bytes, "rate_Bps": l.rate_Bps,
+                "acked_bytes": l.acked_bytes, "rate_Bps": l.rate_Bps, "sent_epoch": l.tx_epoch, "received_epoch": l.rx_epoch,
             })
         free(copies)
         return out

@@ -19,6 +19,9 @@ class Libcrypto:
     @property
     def found_as(self) -> Literal["KVWIRE_LIBCRYPTO", "bundled", "python", "system"]: ...
 
+def load(file: str, found_as: str = ...) -> Libcrypto:
+    """`file`, as dlopen takes it. OSError says why it cannot be used."""
+
 def find() -> Libcrypto | None:
     """The first that can be used: KVWIRE_LIBCRYPTO, the wheel's own, the one Python's ssl module uses, the system's.
 

@@ -30,17 +30,18 @@ BUNDLED = os.path.join(os.path.dirname(__file__), "lib", SYSTEM)
 cdef class Libcrypto:
     """An opened libcrypto, 3.0 or newer. It is never closed: OpenSSL registers handlers for the exit of its process."""
 
-    cdef void *handle
-    cdef readonly str path
-    cdef readonly str version
-    cdef readonly unsigned long number
-    cdef readonly str found_as
-
     def __init__(self):
         raise TypeError("find() makes it")
 
     def __repr__(self):
         return f"<libcrypto {self.version}, {self.path} ({self.found_as})>"
+
+    cdef void *symbol(self, const char *name) except NULL:
+        """The function of this name; OSError where there is none."""
+        cdef void *address = dlsym(self.handle, name)
+        if address == NULL:
+            raise OSError(f"{self.path} has no {name.decode()}")
+        return address
 
 
 cdef str defined_in(const void *address):
@@ -49,7 +50,7 @@ cdef str defined_in(const void *address):
     return os.fsdecode(info.dli_fname) if dladdr(address, &info) and info.dli_fname != NULL else ""
 
 
-cdef Libcrypto opened(str file, str found_as):
+def load(str file, str found_as=ENVIRONMENT):
     """`file`, as dlopen takes it. OSError says why it cannot be used."""
     cdef bytes name = os.fsencode(file)
     cdef void *handle = dlopen(name, RTLD_NOW | RTLD_LOCAL)
@@ -92,7 +93,7 @@ def find():
     named = os.environ.get(ENVIRONMENT, "")
     if named:
         try:
-            return opened(named, ENVIRONMENT)
+            return load(named, ENVIRONMENT)
         except OSError as error:
             raise ConfigError(
                 f"{ENVIRONMENT} is {named!r}, which cannot be used: {error}",
@@ -101,7 +102,7 @@ def find():
     for file, found_as in ((BUNDLED, "bundled"), (pythons(), "python"), (SYSTEM, "system")):
         try:
             if file:
-                return opened(file, found_as)
+                return load(file, found_as)
         except OSError:
             continue
     return None

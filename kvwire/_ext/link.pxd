@@ -22,5 +22,6 @@ cdef void in_end(in_t *t, state_t state) noexcept nogil
 cdef bint push_receipt(link_t *link, u64 id) noexcept nogil
 cdef bint requeue(link_t *link, const run_t *run) noexcept nogil
 cdef void lane_fail(lane_t *lane, lane_close_t reason, int detail) noexcept nogil
+cdef void lane_rekeyed(lane_t *lane) noexcept nogil
 cdef void lane_retire(lane_t *lane) noexcept nogil
 cdef void lane_free(lane_t *lane) noexcept nogil

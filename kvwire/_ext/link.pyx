@@ -10,6 +10,7 @@ from posix.unistd cimport close, write
 from kvwire._ext.core cimport *
 from kvwire._ext.lanelog cimport entry_t, log_free, log_pop
 from kvwire._ext.ledger cimport ledger_free
+from kvwire._ext.seal cimport seal_free
 from kvwire._ext.sendqueue cimport queue_push, queue_remove, run_t
 
 
@@ -239,6 +240,14 @@ cdef void lane_fail(lane_t *lane, lane_close_t reason, int detail) noexcept nogi
     lane.close_detail = detail
 
 
+cdef void lane_rekeyed(lane_t *lane) noexcept nogil:
+    """A direction goes on with another key: Python may want to know. Without locks."""
+    lane.tx_epoch = lane.sealer.epoch
+    lane.rx_epoch = lane.opener.epoch
+    mark_dirty(lane.link.engine, &lane.link.dirty)
+    signal_engine(lane.link.engine)
+
+
 cdef void lane_retire(lane_t *lane) noexcept nogil:
     """The worker lets a failed lane go, without locks: what nobody acknowledged goes back to the queue.
 
@@ -270,4 +279,6 @@ cdef void lane_free(lane_t *lane) noexcept nogil:
     free(lane.control)
     free(lane.stage)
     free(lane.rest)
+    seal_free(lane.sealer)
+    seal_free(lane.opener)
     free(lane)

@@ -1,6 +1,6 @@
 """The way in of a byte: read into the lane's stream buffer, verify, claim, place, land.
 
-Frames are verified whole in the stream buffer before anything else happens, so no unverified byte enters a slot,
+Frames are verified whole in the stream buffer, and sealed ones decrypted there, before anything else happens, so no unverified byte enters a slot,
 the time in which a slot is written is one copy long, and a duplicate costs nothing.
 """
 
@@ -8,13 +8,15 @@ from libc.errno cimport EAGAIN, EINTR, errno
 from libc.string cimport memcpy, memmove
 
 from kvwire._ext.core cimport *
-from kvwire._ext.frame cimport (ACK, ACK_ENTRY_BYTES, DATA, FRAME_OK, HEADER_BYTES,
+from kvwire._ext.cipher cimport TAG_BYTES
+from kvwire._ext.frame cimport (ACK, ACK_ENTRY_BYTES, BAD_TAG, DATA, FRAME_OK, HEADER_BYTES, NO_KEY,
                                 frame_check_header, frame_check_payload, frame_error_t, header_t)
 from kvwire._ext.lanelog cimport entry_t, log_pop_acked
 from kvwire._ext.layout cimport segment_scatter
 from kvwire._ext.ledger cimport DUPLICATE, OUTSIDE, OWN, claim_t, ledger_claim, ledger_land, ledger_unclaim
-from kvwire._ext.link cimport (find_in, find_out, in_end, in_unref, lane_fail, mark_dirty, out_end, out_unref,
-                               push_receipt, signal_engine, wake_all)
+from kvwire._ext.link cimport (find_in, find_out, in_end, in_unref, lane_fail, lane_rekeyed, mark_dirty, out_end,
+                               out_unref, push_receipt, signal_engine, wake_all)
+from kvwire._ext.seal cimport open_frame
 
 cdef extern from "<sys/socket.h>" nogil:
     ssize_t recv(int fd, void *buffer, size_t length, int flags)
@@ -182,24 +184,34 @@ cdef lane_close_t on_data(lane_t *lane, const header_t *h, const char *payload, 
     return verdict
 
 
+cdef lane_close_t fault(frame_error_t error) noexcept nogil:
+    if error == BAD_TAG:
+        return LANE_BAD_TAG
+    return LANE_NO_MEMORY if error == NO_KEY else LANE_BAD_FRAME
+
+
 cdef bint consume(lane_t *lane, u64 now) noexcept nogil:
     """Deal with every whole frame in the stream buffer; False when the lane has ended."""
     cdef const header_t *h
-    cdef const char *payload
+    cdef char *payload
     cdef frame_error_t error
     cdef lane_close_t verdict
     cdef u32 limit = lane.link.engine.max_cell_bytes
+    cdef bint sealed = lane.opener != NULL
+    cdef size_t tag_len = TAG_BYTES if sealed else 0
     while lane.stream_tail - lane.stream_head >= HEADER_BYTES:
         h = <const header_t *>(lane.stream + lane.stream_head)
         payload = lane.stream + lane.stream_head + HEADER_BYTES
-        error = frame_check_header(h, lane.rx_seq, limit)
+        error = frame_check_header(h, lane.rx_seq, lane.rx_epoch, limit)
         if error == FRAME_OK:
-            if lane.stream_tail - lane.stream_head < HEADER_BYTES + h.wire_len:
+            if lane.stream_tail - lane.stream_head < HEADER_BYTES + h.wire_len + tag_len:
                 break
-            error = frame_check_payload(h, payload)
+            error = open_frame(lane.opener, h, payload) if sealed else frame_check_payload(h, payload)
         if error != FRAME_OK:
-            lane_fail(lane, LANE_BAD_FRAME, <int>error)
+            lane_fail(lane, fault(error), <int>error)
             return False
+        if h.epoch != lane.rx_epoch:
+            lane_rekeyed(lane)
         lane.rx_seq += 1
         lane.rx_frames += 1
         if h.type == ACK:
@@ -217,7 +229,7 @@ cdef bint consume(lane_t *lane, u64 now) noexcept nogil:
         if verdict != LANE_OPEN:
             lane_fail(lane, verdict, 0)
             return False
-        lane.stream_head += HEADER_BYTES + h.wire_len
+        lane.stream_head += HEADER_BYTES + h.wire_len + tag_len
     if lane.stream_head:
         lane.stream_tail -= lane.stream_head
         memmove(lane.stream, lane.stream + lane.stream_head, lane.stream_tail)

@@ -1,10 +1,14 @@
-"""The way out of a byte: claim, gather, checksum, one sendmsg.
+"""The way out of a byte: claim, and then either gather, checksum and one sendmsg, or seal and send.
 
 A batch is control frames (acknowledgements, receipts) and then a run of cells that is worth at most 10 ms of the
-lane's rate. Pages are read by this worker only, between claim and the return of sendmsg: what the kernel did not
-take is either copied (the rest of the frame that it stopped in) or goes back to the queue (whole frames). So a
-transfer can be aborted, and its pages reused, without waiting for the peer, and a cell binds to a lane as late as
-the socket has room.
+lane's rate. Pages are read by this worker only, from the claim until the batch is settled. So a transfer can be
+aborted, and its pages reused, without waiting for the peer.
+
+A plain batch is settled after sendmsg: what the kernel did not take is either copied (the rest of the frame that it
+stopped in) or goes back to the queue (whole frames), so that a cell binds to a lane as late as the socket has room.
+A sealed one is settled before it is sent: a frame that is sealed has used its sequence number up, which another
+frame may never have under the same key, so it is never given back. It waits in the lane's scratch until the kernel
+takes it, and for that sealed lanes claim less.
 """
 
 from libc.errno cimport EAGAIN, EINTR, errno
@@ -15,7 +19,8 @@ from kvwire._ext.crc32c cimport kvwire_crc32c
 from kvwire._ext.frame cimport (ACK, ACK_ENTRY_BYTES, DATA, HEADER_BYTES, RECEIPT, frame_crc, frame_header, header_t)
 from kvwire._ext.lanelog cimport log_append, log_trim_last
 from kvwire._ext.layout cimport iovec, segment_gather, segment_iovecs
-from kvwire._ext.link cimport lane_fail, requeue, wake_all
+from kvwire._ext.link cimport lane_fail, lane_rekeyed, requeue, wake_all
+from kvwire._ext.seal cimport seal_frame
 from kvwire._ext.sendqueue cimport queue_claim, run_t
 
 cdef extern from "<sys/socket.h>" nogil:
@@ -33,7 +38,8 @@ cdef struct batch_t:
     int runs
     int frames                     # data frames, in the order of the runs
     u64 sequence                   # of the first data frame
-    size_t control                 # bytes of control frames
+    size_t control                 # bytes of control frames in lane.control, checksums missing
+    # of a plain batch
     size_t bytes                   # control and data
     u32 frame_bytes[BATCH_FRAMES]
     header_t header[BATCH_FRAMES]
@@ -41,27 +47,10 @@ cdef struct batch_t:
     int vecs
 
 
-cdef bint flush_rest(lane_t *lane) noexcept nogil:
-    """Send what is left of an earlier batch; False when the kernel takes no more."""
-    cdef ssize_t n
-    while lane.rest_len:
-        n = c_send(lane.fd, lane.rest + lane.rest_at, lane.rest_len, MSG_NOSIGNAL | MSG_DONTWAIT)
-        if n < 0:
-            if errno == EINTR:
-                continue
-            if errno == EAGAIN:
-                lane.writable = False
-            else:
-                lane_fail(lane, LANE_ERRNO, errno)
-            return False
-        lane.rest_at += <size_t>n
-        lane.rest_len -= <size_t>n
-        lane.tx_bytes += <u64>n
-    return True
+# --- claim --------------------------------------------------------------------------------------------------------
 
 
-cdef void control_frame(lane_t *lane, batch_t *b, header_t *h, const void *payload) noexcept nogil:
-    h.crc = frame_crc(h, <const char *>payload)
+cdef void control_frame(lane_t *lane, batch_t *b, const header_t *h, const void *payload) noexcept nogil:
     memcpy(lane.control + b.control, h, sizeof(header_t))
     if h.wire_len:
         memcpy(lane.control + b.control + sizeof(header_t), payload, h.wire_len)
@@ -92,7 +81,7 @@ cdef void claim_control(lane_t *lane, batch_t *b) noexcept nogil:
         run.order = link.receipts[taken]
         if not log_append(&lane.log, &run):
             break
-        control_frame(lane, b, &h, entry)
+        control_frame(lane, b, &h, entry)   # no payload
         taken += 1
     if taken:
         link.receipt_count -= taken
@@ -107,15 +96,17 @@ cdef void claim_data(lane_t *lane, batch_t *b) noexcept nogil:
     cdef link_t *link = lane.link
     cdef run_t *run
     cdef out_t *t
-    cdef size_t claimed = 0, before
+    cdef size_t limit = lane.claim_bytes, claimed = 0, before
     cdef u32 want
+    if lane.sealer != NULL:
+        limit = min(limit, <size_t>SEALED_CLAIM_BYTES)
     b.sequence = lane.log.next_seq
-    while claimed < lane.claim_bytes and b.frames < <int>BATCH_FRAMES and lane.log.length < lane.log.capacity:
+    while claimed < limit and b.frames < <int>BATCH_FRAMES and lane.log.length < lane.log.capacity:
         if link.queue.length == 0:
             return
         run = &b.run[b.runs]
         t = <out_t *>link.queue.heap[0].owner
-        want = <u32>((lane.claim_bytes - claimed) // t.cell_bytes)
+        want = <u32>((limit - claimed) // t.cell_bytes)
         want = min(want, <u32>(<int>BATCH_FRAMES - b.frames))
         before = link.queue.length
         queue_claim(&link.queue, want if want else 1, run)
@@ -127,74 +118,37 @@ cdef void claim_data(lane_t *lane, batch_t *b) noexcept nogil:
         t.readers += 1
         b.runs += 1
         b.frames += <int>run.count
-        claimed += <size_t>run.count * t.cell_bytes
+        # An attachment is one cell, which may be longer than the others.
+        claimed += t.attachment_len if run.segment == t.segments else <size_t>run.count * t.cell_bytes
 
 
-cdef void build(lane_t *lane, batch_t *b) noexcept nogil:
-    """Headers, checksums and iovecs of the claimed cells; reads their pages."""
-    cdef int i, k, n, frame = 0
-    cdef u32 cell, length, crc
-    cdef size_t staged = 0
-    cdef out_t *t
-    cdef run_t *run
-    cdef header_t *h
-    cdef iovec *vec
-    b.vecs = 0
-    b.bytes = b.control
-    if b.control:
-        b.vec[0].iov_base = lane.control
-        b.vec[0].iov_len = b.control
-        b.vecs = 1
-    for i in range(b.runs):
-        run = &b.run[i]
-        t = <out_t *>run.owner
-        for cell in range(run.first, run.first + run.count):
-            length = out_cell_len(t, run.segment, cell)
-            h = &b.header[frame]
-            frame_header(h, DATA, b.sequence + <u64>frame, t.id, run.segment, cell, length)
-            b.vec[b.vecs].iov_base = h
-            b.vec[b.vecs].iov_len = sizeof(header_t)
-            vec = &b.vec[b.vecs + 1]
-            if run.segment == t.segments:
-                vec.iov_base = t.attachment
-                vec.iov_len = length
-                n = 1 if length else 0
-            else:
-                n = segment_iovecs(&t.segment[run.segment], <long long>cell * t.cell_bytes, length, vec, CELL_IOVECS)
-                if n < 0 or (n > 1 and length // <u32>n < MIN_PIECE_BYTES):
-                    segment_gather(&t.segment[run.segment], <long long>cell * t.cell_bytes, length,
-                                   lane.stage + staged)
-                    vec.iov_base = lane.stage + staged
-                    vec.iov_len = length
-                    staged += length
-                    n = 1
-            crc = kvwire_crc32c(0, h, sizeof(header_t))
-            for k in range(n):
-                crc = kvwire_crc32c(crc, vec[k].iov_base, vec[k].iov_len)
-            h.crc = crc
-            b.vecs += 1 + n
-            b.frame_bytes[frame] = <u32>sizeof(header_t) + length
-            b.bytes += b.frame_bytes[frame]
-            frame += 1
+cdef bint claim(lane_t *lane, batch_t *b, u64 now) noexcept nogil:
+    """Give sequence numbers to what the lane is to send next; False when there is nothing."""
+    cdef link_t *link = lane.link
+    b.runs = b.frames = 0
+    b.control = 0
+    pthread_mutex_lock(&link.lock)
+    if (lane.ack_due_ns and lane.ack_due_ns <= now) or link.receipt_count or (lane.ack_due_ns and link.queue.length):
+        claim_control(lane, b)
+    claim_data(lane, b)
+    pthread_mutex_unlock(&link.lock)
+    return b.control != 0 or b.frames != 0
 
 
-cdef int keep_rest(lane_t *lane, batch_t *b, size_t sent) noexcept nogil:
-    """Copy the rest of the frame that `sent` bytes stop in (or of the control frames); returns how many whole
-    data frames were not begun."""
-    cdef size_t end = b.control, at = 0, skip, n
-    cdef int frame = 0, i = 0
-    while end < sent:
-        end += b.frame_bytes[frame]
-        frame += 1
-    lane.rest_at = lane.rest_len = 0
-    while at < end:
-        skip = min(max(sent, at) - at, b.vec[i].iov_len)
-        n = min(b.vec[i].iov_len, end - at) - skip
-        memcpy(lane.rest + lane.rest_len, <char *>b.vec[i].iov_base + skip, n)
-        lane.rest_len += n
-        at += b.vec[i].iov_len
-        i += 1
-    return b.frames - frame
+cdef int cell_pieces(const out_t *t, const run_t *run, u32 cell, u32 length, iovec *pieces, char *gathered) noexcept nogil:
+    """Where the bytes of a cell are: in its pages, or gathered first where those pieces are small. Returns how many."""
+    cdef int n
+    if run.segment == t.segments:
+        pieces.iov_base = t.attachment
+        pieces.iov_len = length
+        return 1 if length else 0
+    n = segment_iovecs(&t.segment[run.segment], <long long>cell * t.cell_bytes, length, pieces, CELL_IOVECS)
+    if n < 0 or (n > 1 and length // <u32>n < MIN_PIECE_BYTES):
+        segment_gather(&t.segment[run.segment], <long long>cell * t.cell_bytes, length, gathered)
+        pieces.iov_base = gathered
+        pieces.iov_len = length
+        n = 1
+    return n
 
 
 cdef void settle(lane_t *lane, batch_t *b, int unsent) noexcept nogil:
@@ -230,51 +184,188 @@ cdef void settle(lane_t *lane, batch_t *b, int unsent) noexcept nogil:
         wake_all(link.engine)              # other lanes have seen an empty queue and sleep
 
 
+# --- plain --------------------------------------------------------------------------------------------------------
+
+
+cdef void build(lane_t *lane, batch_t *b) noexcept nogil:
+    """Headers, checksums and iovecs of the batch; reads the pages of its cells."""
+    cdef int i, k, n, frame = 0
+    cdef u32 cell, length, crc
+    cdef size_t staged = 0, at = 0
+    cdef out_t *t
+    cdef run_t *run
+    cdef header_t *h
+    cdef iovec *vec
+    b.vecs = 0
+    b.bytes = b.control
+    while at < b.control:
+        h = <header_t *>(lane.control + at)
+        at += sizeof(header_t)
+        h.crc = frame_crc(h, lane.control + at)
+        at += h.wire_len
+    if b.control:
+        b.vec[0].iov_base = lane.control
+        b.vec[0].iov_len = b.control
+        b.vecs = 1
+    for i in range(b.runs):
+        run = &b.run[i]
+        t = <out_t *>run.owner
+        for cell in range(run.first, run.first + run.count):
+            length = out_cell_len(t, run.segment, cell)
+            h = &b.header[frame]
+            frame_header(h, DATA, b.sequence + <u64>frame, t.id, run.segment, cell, length)
+            b.vec[b.vecs].iov_base = h
+            b.vec[b.vecs].iov_len = sizeof(header_t)
+            vec = &b.vec[b.vecs + 1]
+            n = cell_pieces(t, run, cell, length, vec, lane.stage + staged)
+            if n and vec.iov_base == lane.stage + staged:
+                staged += length
+            crc = kvwire_crc32c(0, h, sizeof(header_t))
+            for k in range(n):
+                crc = kvwire_crc32c(crc, vec[k].iov_base, vec[k].iov_len)
+            h.crc = crc
+            b.vecs += 1 + n
+            b.frame_bytes[frame] = <u32>sizeof(header_t) + length
+            b.bytes += b.frame_bytes[frame]
+            frame += 1
+
+
+cdef int keep_rest(lane_t *lane, batch_t *b, size_t sent) noexcept nogil:
+    """Copy the rest of the frame that `sent` bytes stop in (or of the control frames); returns how many whole
+    data frames were not begun."""
+    cdef size_t end = b.control, at = 0, skip, n
+    cdef int frame = 0, i = 0
+    while end < sent:
+        end += b.frame_bytes[frame]
+        frame += 1
+    lane.rest_at = lane.rest_len = 0
+    while at < end:
+        skip = min(max(sent, at) - at, b.vec[i].iov_len)
+        n = min(b.vec[i].iov_len, end - at) - skip
+        memcpy(lane.rest + lane.rest_len, <char *>b.vec[i].iov_base + skip, n)
+        lane.rest_len += n
+        at += b.vec[i].iov_len
+        i += 1
+    return b.frames - frame
+
+
+cdef void send_plain(lane_t *lane, batch_t *b) noexcept nogil:
+    """Send a batch straight from the pages, which are read until the kernel has taken what it takes."""
+    cdef msghdr message
+    cdef ssize_t n
+    cdef int unsent = 0
+    build(lane, b)
+    memset(&message, 0, sizeof(message))
+    message.msg_iov = b.vec
+    message.msg_iovlen = <size_t>b.vecs
+    n = sendmsg(lane.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT)
+    while n < 0 and errno == EINTR:
+        n = sendmsg(lane.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT)
+    if n < 0:
+        if errno != EAGAIN:
+            lane_fail(lane, LANE_ERRNO, errno)
+            settle(lane, b, 0)             # all stay in the log, which goes back to the queue when the lane retires
+            return
+        n = 0
+    if <size_t>n < b.bytes:
+        lane.writable = n > 0              # a short write is tried again at once; only EAGAIN arms the edge
+        unsent = keep_rest(lane, b, <size_t>n)
+    settle(lane, b, unsent)
+    lane.tx_bytes += <u64>n
+    lane.tx_frames += <u64>(b.frames - unsent)
+
+
+# --- sealed -------------------------------------------------------------------------------------------------------
+
+
+cdef bint seal_next(lane_t *lane, header_t *h, const iovec *pieces, int count, u64 now) noexcept nogil:
+    """Seal one frame behind those that the scratch holds already."""
+    cdef size_t n = seal_frame(lane.sealer, &lane.link.engine.rekey, h, pieces, count, lane.rest + lane.rest_len, now)
+    lane.rest_len += n
+    if lane.sealer.epoch != lane.tx_epoch:
+        lane_rekeyed(lane)
+    return n != 0
+
+
+cdef bint seal_all(lane_t *lane, batch_t *b, u64 now) noexcept nogil:
+    """Seal the batch into the scratch; reads the pages of its cells. False when the cipher failed."""
+    cdef int i, n, frame = 0
+    cdef u32 cell, length
+    cdef size_t at = 0
+    cdef out_t *t
+    cdef run_t *run
+    cdef header_t header
+    cdef header_t *h
+    cdef iovec pieces[CELL_IOVECS]
+    lane.rest_at = lane.rest_len = 0
+    while at < b.control:
+        h = <header_t *>(lane.control + at)
+        pieces[0].iov_base = lane.control + at + sizeof(header_t)
+        pieces[0].iov_len = h.wire_len
+        at += sizeof(header_t) + h.wire_len
+        if not seal_next(lane, h, pieces, 1 if h.wire_len else 0, now):
+            return False
+    for i in range(b.runs):
+        run = &b.run[i]
+        t = <out_t *>run.owner
+        for cell in range(run.first, run.first + run.count):
+            length = out_cell_len(t, run.segment, cell)
+            frame_header(&header, DATA, b.sequence + <u64>frame, t.id, run.segment, cell, length)
+            n = cell_pieces(t, run, cell, length, pieces, lane.rest + lane.rest_len + sizeof(header_t))
+            if not seal_next(lane, &header, pieces, n, now):
+                return False
+            frame += 1
+    return True
+
+
+cdef void seal_batch(lane_t *lane, batch_t *b, u64 now) noexcept nogil:
+    """Seal a batch and let its pages go. It leaves as the rest of a batch does."""
+    if seal_all(lane, b, now):
+        lane.tx_frames += <u64>b.frames
+    else:
+        lane_fail(lane, LANE_NOT_SEALED, 0)
+    settle(lane, b, 0)
+
+
+# --- both ---------------------------------------------------------------------------------------------------------
+
+
+cdef bint flush_rest(lane_t *lane) noexcept nogil:
+    """Send what is left of an earlier batch; False when the kernel takes no more."""
+    cdef ssize_t n
+    while lane.rest_len:
+        n = c_send(lane.fd, lane.rest + lane.rest_at, lane.rest_len, MSG_NOSIGNAL | MSG_DONTWAIT)
+        if n < 0:
+            if errno == EINTR:
+                continue
+            if errno == EAGAIN:
+                lane.writable = False
+            else:
+                lane_fail(lane, LANE_ERRNO, errno)
+            return False
+        lane.rest_at += <size_t>n
+        lane.rest_len -= <size_t>n
+        lane.tx_bytes += <u64>n
+    return True
+
+
 cdef bint lane_send(lane_t *lane, u64 now) noexcept nogil:
     """Send while the socket takes it and something is there to send; True if a turn's worth went and there may be more.
 
     EPOLLOUT is edge-triggered and armed once: `writable` is cleared only after the kernel has refused bytes, which
     is when it promises another edge. A lane that is writable and finds nothing to send waits for `wake_worker`.
     """
-    cdef link_t *link = lane.link
     cdef batch_t b
-    cdef msghdr message
-    cdef ssize_t n
-    cdef size_t turn = 0
-    cdef int unsent
-    memset(&message, 0, sizeof(message))
+    cdef u64 before = lane.tx_bytes
     while lane.writable:
         if lane.rest_len and not flush_rest(lane):
             return False
-        if turn >= TURN_BYTES:
+        if lane.tx_bytes - before >= TURN_BYTES:
             return True
-        b.runs = b.frames = 0
-        b.control = 0
-        pthread_mutex_lock(&link.lock)
-        if (lane.ack_due_ns and lane.ack_due_ns <= now) or link.receipt_count or (lane.ack_due_ns and link.queue.length):
-            claim_control(lane, &b)
-        claim_data(lane, &b)
-        pthread_mutex_unlock(&link.lock)
-        if b.control == 0 and b.frames == 0:
+        if not claim(lane, &b, now):
             return False
-        build(lane, &b)
-        message.msg_iov = b.vec
-        message.msg_iovlen = <size_t>b.vecs
-        n = sendmsg(lane.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT)
-        while n < 0 and errno == EINTR:
-            n = sendmsg(lane.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT)
-        if n < 0:
-            if errno != EAGAIN:
-                lane_fail(lane, LANE_ERRNO, errno)
-                settle(lane, &b, 0)        # all stay in the log, which goes back to the queue when the lane retires
-                return False
-            n = 0
-        unsent = 0
-        if <size_t>n < b.bytes:
-            lane.writable = n > 0          # a short write is tried again at once; only EAGAIN arms the edge
-            unsent = keep_rest(lane, &b, <size_t>n)
-        settle(lane, &b, unsent)
-        lane.tx_bytes += <u64>n
-        lane.tx_frames += <u64>(b.frames - unsent)
-        turn += <size_t>n
+        if lane.sealer == NULL:
+            send_plain(lane, &b)
+        else:
+            seal_batch(lane, &b, now)
     return False

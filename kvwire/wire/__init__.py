@@ -24,6 +24,8 @@ from kvwire.wire.events import (
     Ticket,
     TransferTimedOut,
 )
+from kvwire.wire.greeting import goodbye, greeting_bytes, parse_hello
+from kvwire.wire.keys import KeyAgreement, LaneSecrets, LinkKeys, Role
 from kvwire.wire.manifest import check_grant
 from kvwire.wire.preamble import (
     JOIN_BYTES,
@@ -32,11 +34,10 @@ from kvwire.wire.preamble import (
     ConnectionKind,
     classify,
     control_preamble,
-    join_bytes,
     parse_join,
 )
 from kvwire.wire.schema import LENGTH_BYTES, Hello
-from kvwire.wire.session import Role, Session, goodbye, greeting_bytes, parse_hello
+from kvwire.wire.session import Session
 
 __all__ = [
     "JOIN_BYTES",
@@ -55,10 +56,13 @@ __all__ = [
     "Granted",
     "Hello",
     "HelloDone",
+    "KeyAgreement",
     "LaneClosed",
+    "LaneSecrets",
     "LanesWanted",
     "LedgerCame",
     "LedgerWanted",
+    "LinkKeys",
     "OfferTimedOut",
     "Offered",
     "Refused",
@@ -74,7 +78,6 @@ __all__ = [
     "control_preamble",
     "goodbye",
     "greeting_bytes",
-    "join_bytes",
     "parse_hello",
     "parse_join",
 ]

@@ -84,12 +84,12 @@ class Ticket(Event):
 
     lane: int
     incarnation: int
-    secret: bytes
+    random: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class LanesWanted(Event):
-    """The dialler asks for tickets."""
+    """The dialler asks for tickets, in its HELLO or later."""
 
     count: int
 

@@ -62,7 +62,8 @@ def _most_alive(peer: schema.Hello) -> int:
 class Exchange(ABC):
     """The transfers of one side. `dialler`: its transfer ids are odd, the acceptor's even."""
 
-    def __init__(self, config: Config, *, dialler: bool) -> None:
+    def __init__(self, config: Config, *, dialler: bool, frank: bool) -> None:
+        self._frank = frank
         self.peer: schema.Hello | None = None
         self.state = states.Session.GREETING
         self._config = config
@@ -186,7 +187,7 @@ class Exchange(ABC):
         refusal = self._refusal(manifest)
         if refusal is not None:
             self._incoming.refuse(message.transfer)
-            self._send(schema.Refuse(message.transfer, *refusal))
+            self._send(schema.Refuse(message.transfer, *(refusal if self._frank else ("refused", ""))))
             return
         due = now + message.deadline_s
         self._incoming.add(message.transfer, manifest, due, message.deadline_s, message.klass)

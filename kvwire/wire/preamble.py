@@ -12,17 +12,22 @@ import hmac
 import struct
 from dataclasses import dataclass
 
-from kvwire.errors import NotKvwire, ProtocolError, VersionMismatch
+from kvwire.errors import ModeMismatch, NotKvwire, ProtocolError, VersionMismatch
+from kvwire.wire.keys import framed
 
 WIRE_VERSION = 1
 PREAMBLE_BYTES = 8
 PLAIN = 1
 """Flag: frames on this link carry CRC32C and are not encrypted."""
+SEALED = 2
+"""Flag: TLS follows, and frames are sealed."""
 
 _PREAMBLE = struct.Struct("<4sHH")
 _JOIN = struct.Struct("<16sII32s32s")
 JOIN_BYTES = _JOIN.size
 """What follows a lane's preamble: link id, lane, incarnation, the dialler's random, MAC."""
+NO_JOIN_SECRET = b""
+"""Of a plain link, on which the ticket's random is all that a stranger lacks."""
 
 
 class ConnectionKind(enum.Enum):
@@ -32,14 +37,14 @@ class ConnectionKind(enum.Enum):
     LANE = b"KVWL"
 
 
-def preamble(kind: ConnectionKind, version: int = WIRE_VERSION) -> bytes:
-    """First 8 bytes of a plain connection: magic, version u16, flags u16, little-endian."""
-    return _PREAMBLE.pack(kind.value, version, PLAIN)
+def preamble(kind: ConnectionKind, *, plain: bool, version: int = WIRE_VERSION) -> bytes:
+    """First 8 bytes of a connection: magic, version u16, flags u16, little-endian."""
+    return _PREAMBLE.pack(kind.value, version, PLAIN if plain else SEALED)
 
 
-def control_preamble() -> bytes:
+def control_preamble(*, plain: bool) -> bytes:
     """What both sides send first on a control connection."""
-    return preamble(ConnectionKind.CONTROL)
+    return preamble(ConnectionKind.CONTROL, plain=plain)
 
 
 def _looks_like(first: bytes) -> str:
@@ -52,11 +57,11 @@ def _looks_like(first: bytes) -> str:
     return "something else"
 
 
-def classify(first: bytes) -> ConnectionKind:
+def classify(first: bytes, *, plain: bool) -> ConnectionKind:
     """What a connection that begins with these 8 bytes is for.
 
-    NotKvwire says what it looks like; VersionMismatch names both versions; ProtocolError where the flags ask for
-    what this node does not do.
+    NotKvwire says what it looks like; VersionMismatch names both versions; ModeMismatch where one side is plain and
+    the other one is not; ProtocolError for flags that nobody knows.
     """
     if len(first) != PREAMBLE_BYTES:
         raise NotKvwire(f"this is {_looks_like(first)}, not kvwire; {len(first)} bytes came, {first!r:.80}")
@@ -69,8 +74,14 @@ def classify(first: bytes) -> ConnectionKind:
         raise VersionMismatch(
             f"the peer speaks wire version {version}, this side {WIRE_VERSION}", hint="install one kvwire on both"
         )
-    if flags != PLAIN:
-        raise ProtocolError(f"the peer asks for a link with flags {flags:#x}; this side is plain ({PLAIN:#x})")
+    if flags not in (PLAIN, SEALED):
+        raise ProtocolError(f"the peer asks for a link with flags {flags:#x}; known are {PLAIN:#x} and {SEALED:#x}")
+    if flags != (PLAIN if plain else SEALED):
+        here, there = ("plain", "sealed") if plain else ("sealed", "plain")
+        raise ModeMismatch(
+            f"this side is {here} and the peer is {there}; nothing was sent",
+            hint="Config.plain has to be the same on both",
+        )
     return kind
 
 
@@ -85,17 +96,20 @@ class Join:
     mac: bytes
 
 
-def _join_mac(secret: bytes, link_id: bytes, lane: int, incarnation: int, random: bytes) -> bytes:
-    """HMAC-SHA256 over label and fields, each preceded by its length so that none can run into the next."""
-    fields = (b"kvwire join 1", link_id, lane.to_bytes(4, "little"), incarnation.to_bytes(4, "little"), random)
-    text = b"".join(len(field).to_bytes(2, "little") + field for field in fields)
-    return hmac.new(secret, text, hashlib.sha256).digest()
+def _join_mac(join_secret: bytes, ticket: bytes, join: Join) -> bytes:
+    """HMAC-SHA256 under the link's join secret over a label, the ticket's random, and all that a JOIN says."""
+    lane, incarnation = join.lane.to_bytes(4, "little"), join.incarnation.to_bytes(4, "little")
+    text = framed(b"kvwire join 1", ticket, join.link_id, lane, incarnation, join.random)
+    return hmac.new(join_secret, text, hashlib.sha256).digest()
 
 
-def join_bytes(link_id: bytes, lane: int, incarnation: int, random: bytes, secret: bytes) -> bytes:
-    """Preamble and JOIN of a lane: everything it sends before its first frame."""
-    mac = _join_mac(secret, link_id, lane, incarnation, random)
-    return preamble(ConnectionKind.LANE) + _JOIN.pack(link_id, lane, incarnation, random, mac)
+def join_bytes(
+    link_id: bytes, lane: int, incarnation: int, random: bytes, ticket: bytes, join_secret: bytes = NO_JOIN_SECRET
+) -> bytes:
+    """Preamble and JOIN of a lane: everything it sends before its first frame. `ticket`: the random of its ticket."""
+    mac = _join_mac(join_secret, ticket, Join(link_id, lane, incarnation, random, b""))
+    first = preamble(ConnectionKind.LANE, plain=join_secret == NO_JOIN_SECRET)
+    return first + _JOIN.pack(link_id, lane, incarnation, random, mac)
 
 
 def parse_join(body: bytes) -> Join:
@@ -105,8 +119,7 @@ def parse_join(body: bytes) -> Join:
     return Join(*_JOIN.unpack(body))
 
 
-def verify_join(join: Join, secret: bytes) -> None:
-    """ProtocolError unless the MAC was made with the ticket's secret."""
-    expected = _join_mac(secret, join.link_id, join.lane, join.incarnation, join.random)
-    if not hmac.compare_digest(expected, join.mac):
+def verify_join(join: Join, ticket: bytes, join_secret: bytes = NO_JOIN_SECRET) -> None:
+    """ProtocolError unless the MAC was made with the ticket's random and the link's join secret."""
+    if not hmac.compare_digest(_join_mac(join_secret, ticket, join), join.mac):
         raise ProtocolError("a lane's MAC does not fit its ticket")

@@ -53,6 +53,15 @@ def blob_up_to(most: int, unit: int = 1) -> Check:
     return lambda value: isinstance(value, bytes) and len(value) <= most and len(value) % unit == 0
 
 
+def names(value: object) -> bool:
+    """A list of 1 to 8 short names."""
+    return (
+        isinstance(value, list)
+        and 0 < len(value) <= 8
+        and all(isinstance(name, str) and len(name) <= 32 for name in value)
+    )
+
+
 def one_of(*texts: str) -> Check:
     """One of these."""
     return lambda value: isinstance(value, str) and value in texts
@@ -77,6 +86,9 @@ class Hello(Message):
 
     TYPE: ClassVar[str] = "hello"
     CHECKS: ClassVar[dict[str, Check]] = {
+        "version": integer(1, 65535),
+        "suites": names,
+        "share": blob(0, 32),
         "boot_id": blob(16),
         "random": blob(32),
         "link_id": blob(0, 16),
@@ -85,6 +97,12 @@ class Hello(Message):
         "max_transfers": integer(1, 65536),
         "max_message_bytes": integer(65536, 1 << 26),
     }
+    version: int
+    """Wire version: that of the preamble, which nothing protects."""
+    suites: list[str]
+    """What may protect the frames, the best first."""
+    share: bytes
+    """The public half of an ephemeral X25519 key (RFC 7748); empty on a plain link."""
     boot_id: bytes
     random: bytes
     link_id: bytes
@@ -94,6 +112,15 @@ class Hello(Message):
     """Lanes the dialler wants."""
     max_transfers: int
     max_message_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished(Message):
+    """After HELLO on a sealed link, from both sides: this side has agreed on the same keys."""
+
+    TYPE: ClassVar[str] = "finished"
+    CHECKS: ClassVar[dict[str, Check]] = {"mac": blob(32)}
+    mac: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,12 +262,13 @@ class LaneTicket(Message):
     CHECKS: ClassVar[dict[str, Check]] = {
         "lane": integer(0, U32),
         "incarnation": integer(1, U32),
-        "secret": blob(32),
+        "random": blob(32),
         "valid_s": duration,
     }
     lane: int
     incarnation: int
-    secret: bytes
+    random: bytes
+    """On a plain link the whole of the right; on a sealed one JOIN takes the link's join secret, too."""
     valid_s: float
 
 
@@ -292,8 +320,8 @@ class Goodbye(Message):
 MESSAGES: dict[str, type[Message]] = {
     message.TYPE: message
     for message in (
-        Hello, Offer, GrantMessage, Refuse, Abort, Drained, Resume, Ledger, Ask, Answer, Lanes, LaneTicket, LaneClosed,
-        Ping, Pong, Goodbye,
+        Hello, Finished, Offer, GrantMessage, Refuse, Abort, Drained, Resume, Ledger, Ask, Answer, Lanes, LaneTicket,
+        LaneClosed, Ping, Pong, Goodbye,
     )
 }  # fmt: skip
 
@@ -358,10 +386,12 @@ def decode(body: bytes) -> Message:
 
 
 class MessageReader:
-    """Cuts a byte stream into messages. `limit`: largest body; it may grow once the peer is known."""
+    """Cuts a byte stream into messages. `limit`: largest body; it may grow once the peer is known. `body`: that of the
+    message that `next` gave last, as it came."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        self.body = b""
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> None:
@@ -377,6 +407,6 @@ class MessageReader:
             raise ProtocolError(f"a control message of {length} bytes; at most {self.limit} are allowed here")
         if len(self._buffer) < LENGTH_BYTES + length:
             return None
-        body = bytes(self._buffer[LENGTH_BYTES : LENGTH_BYTES + length])
+        self.body = bytes(self._buffer[LENGTH_BYTES : LENGTH_BYTES + length])
         del self._buffer[: LENGTH_BYTES + length]
-        return decode(body)
+        return decode(self.body)

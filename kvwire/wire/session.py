@@ -7,54 +7,52 @@ the session with a `Closed` event. What the caller does wrong raises a LocalErro
 
 from __future__ import annotations
 
+import hmac
 import math
-from typing import Literal
 
 from kvwire.config import Config
 from kvwire.errors import Closed, KvwireError, LimitExceeded, LinkLost, LocalError, PeerBusy, ProtocolError
 from kvwire.version import __version__
 from kvwire.wire import events, schema, states
 from kvwire.wire.exchange import Exchange, clip
-from kvwire.wire.preamble import Join
-from kvwire.wire.tickets import MAX_TICKETS, SECRET_BYTES, TICKET_VALID_S, Tickets
+from kvwire.wire.greeting import GREETING_BYTES, goodbye
+from kvwire.wire.keys import PLAIN_SUITE, SEALED_SUITE, KeyAgreement, LaneSecrets, LinkKeys, Role
+from kvwire.wire.preamble import NO_JOIN_SECRET, WIRE_VERSION, Join, join_bytes
+from kvwire.wire.tickets import MAX_TICKETS, RANDOM_BYTES, TICKET_VALID_S, Tickets
 
-Role = Literal["dialler", "acceptor"]
-
-GREETING_BYTES = 4096
-"""Largest message before the peer has said hello."""
 MAX_QUEUED_FACTOR = 4
 """Bytes waiting to be sent, in own largest messages: beyond it no further offer is taken, and a peer that has
 everything else answered without ever reading is given up."""
 SOFTWARE = f"kvwire/{__version__}"
 
-
-def greeting_bytes(length: bytes) -> int:
-    """How long a HELLO is, from its first LENGTH_BYTES. ProtocolError where that is too much."""
-    count = int.from_bytes(length, "little")
-    if count > GREETING_BYTES:
-        raise ProtocolError(f"a greeting of {count} bytes; at most {GREETING_BYTES} are allowed")
-    return count
-
-
-def parse_hello(data: bytes) -> schema.Hello:
-    """A whole HELLO, length included. ProtocolError for anything else."""
-    message = schema.decode(data[schema.LENGTH_BYTES :])
-    if not isinstance(message, schema.Hello):
-        raise ProtocolError(f"{message.TYPE} before hello")
-    return message
-
-
-def goodbye(code: str, reason: str) -> bytes:
-    """What to say to a peer that gets no session."""
-    return schema.encode(schema.Goodbye(code, clip(reason)))
+_SAID_BEFORE = {
+    states.Session.GREETING: schema.Hello | schema.Goodbye,
+    states.Session.CONFIRMING: schema.Finished | schema.LaneTicket | schema.LaneClosed | schema.Goodbye,
+}
+"""What may be said before a session is open."""
 
 
 class Session(Exchange):
-    """One side of a control session. It outlives its connection: `lost`, then `resume` over another one."""
+    """One side of a control session. It outlives its connection: `lost`, then `resume` over another one.
 
-    def __init__(self, role: Role, config: Config, boot_id: bytes, random: bytes, link_id: bytes, now: float) -> None:
-        super().__init__(config, dialler=role == "dialler")
-        self.role = role
+    `agreement`: of a sealed link, this side's half of the keys for the first connection. `frank`: whether the peer may
+    know why it is refused something, which is another tenant's business.
+    """
+
+    def __init__(
+        self,
+        role: Role,
+        config: Config,
+        boot_id: bytes,
+        random: bytes,
+        link_id: bytes,
+        now: float,
+        agreement: KeyAgreement | None = None,
+        *,
+        frank: bool = True,
+    ) -> None:
+        super().__init__(config, dialler=role == "dialler", frank=frank)
+        self.role: Role = role
         self.link_id = link_id
         """Names the link in a lane's JOIN and in a HELLO that resumes it; the acceptor's choice."""
         self._boot_id = boot_id
@@ -66,15 +64,21 @@ class Session(Exchange):
         self._lost: KvwireError | None = None
         self._expects_resume = False
         self._may_restart = True
-        self._greet(now, random)
+        self._greet(now, random, agreement)
 
-    def _greet(self, now: float, random: bytes) -> None:
+    def _greet(self, now: float, random: bytes, agreement: KeyAgreement | None) -> None:
+        self._agreement = agreement
+        self._keys: LinkKeys | None = None
+        self._suite = PLAIN_SUITE if agreement is None else SEALED_SUITE
+        self._heard: schema.Hello | None = None
         self._reader = schema.MessageReader(GREETING_BYTES)
         self._greeting_due = now + self._config.handshake_timeout_s
         self._ping_due = now + self._config.ping_interval_s
         lanes = self._config.lanes if self.role == "dialler" else 0
         limits = self._config.max_transfers, self._config.max_message_bytes
-        self._hello = schema.Hello(self._boot_id, random, self.link_id, SOFTWARE, lanes, *limits)
+        share = b"" if agreement is None else agreement.share
+        link = self._boot_id, random, self.link_id
+        self._hello = schema.Hello(WIRE_VERSION, [self._suite], share, *link, SOFTWARE, lanes, *limits)
         if self.role == "dialler":  # the acceptor answers: it has to know which link this is
             self._send(self._hello)
 
@@ -112,8 +116,10 @@ class Session(Exchange):
         self._lose_transfers(now)
         self._events.append(events.Suspended(error))
 
-    def resume(self, now: float, random: bytes, *, may_restart: bool = True) -> None:
-        """Another connection: greet again. LocalError unless the session is suspended.
+    def resume(
+        self, now: float, random: bytes, agreement: KeyAgreement | None = None, *, may_restart: bool = True
+    ) -> None:
+        """Another connection, with keys of its own: greet again. LocalError unless the session is suspended.
 
         `may_restart`: a peer that does not know the link is another life of the one that did. Else it is another host,
         and the session stays suspended.
@@ -122,7 +128,7 @@ class Session(Exchange):
             raise LocalError(f"the session is {self.state.value}; only a suspended one can be resumed")
         self.state = states.SESSION[self.state, "resume"]
         self._may_restart = may_restart
-        self._greet(now, random)
+        self._greet(now, random, agreement)
 
     def data_to_send(self) -> bytes:
         """Everything that waits to be sent; it is forgotten here."""
@@ -143,14 +149,14 @@ class Session(Exchange):
             return min(self._ping_due, self._next_due())
         if self.peer is None:
             return self._greeting_due
-        greeting = self._greeting_due if self.state is states.Session.GREETING else math.inf
+        greeting = self._greeting_due if self._greeting else math.inf
         return min(greeting, self._resume_due, self._next_due())
 
     def handle_timer(self, now: float) -> None:
         """Act on whatever is due at `now`."""
         if self._closed:
             return
-        if self.state is states.Session.GREETING and now >= self._greeting_due:
+        if self._greeting and now >= self._greeting_due:
             late = LinkLost("the peer did not say hello in time")
             self._close("time out", late) if self.peer is None else self.lost(now, late)
         if self.peer is None:
@@ -177,32 +183,43 @@ class Session(Exchange):
             raise LocalError(f"{count} lanes asked for; expected 1 to {MAX_TICKETS}")
         self._send(schema.Lanes(count))
 
-    def issue_ticket(self, now: float, secret: bytes) -> tuple[int, int]:
+    def issue_ticket(self, now: float, random: bytes) -> tuple[int, int]:
         """Let the dialler open one lane; returns its number and incarnation. LimitExceeded with too many out.
 
-        `secret`: 32 random bytes.
+        `random`: 32 random bytes.
         """
-        self._open()
+        if self.state is not states.Session.CONFIRMING:  # who joins shows that it has the keys
+            self._open()
         if self.role == "dialler":
             raise LocalError("only the acceptor hands out tickets; the dialler asks for lanes")
-        if len(secret) != SECRET_BYTES:
-            raise LocalError(f"a ticket's secret has {len(secret)} bytes; expected {SECRET_BYTES}")
-        lane, incarnation = self._tickets.issue(now, secret)
-        self._send(schema.LaneTicket(lane, incarnation, secret, TICKET_VALID_S))
+        if len(random) != RANDOM_BYTES:
+            raise LocalError(f"a ticket's random has {len(random)} bytes; expected {RANDOM_BYTES}")
+        lane, incarnation = self._tickets.issue(now, random)
+        self._send(schema.LaneTicket(lane, incarnation, random, TICKET_VALID_S))
         return lane, incarnation
 
     def tickets_out(self, now: float) -> int:
         """How many may still be redeemed."""
         return self._tickets.out(now)
 
-    def redeem_ticket(self, now: float, join: Join) -> None:
-        """Use up the ticket of a lane that joins. ProtocolError if it was never issued, was used, or does not fit."""
-        self._tickets.redeem(now, join)
+    def redeem_ticket(self, now: float, join: Join) -> LaneSecrets | None:
+        """Use up the ticket of a lane that joins; its secrets, None on a plain link.
+
+        ProtocolError if it was never issued, was used, or does not fit.
+        """
+        ticket = self._tickets.redeem(now, join, self._join_secret)
+        return None if self._keys is None else self._keys.lane(join.lane, join.incarnation, ticket, join.random)
+
+    def use_ticket(self, ticket: events.Ticket, random: bytes) -> tuple[bytes, LaneSecrets | None]:
+        """What a lane says first to join with this ticket, and its secrets. `random`: 32 random bytes."""
+        lane, incarnation = ticket.lane, ticket.incarnation
+        join = join_bytes(self.link_id, lane, incarnation, random, ticket.random, self._join_secret)
+        return join, None if self._keys is None else self._keys.lane(lane, incarnation, ticket.random, random)
 
     def lane_closed(self, now: float, lane: int, incarnation: int, reason: str, acked: int) -> None:
         """Tell the peer that a lane has ended here; its number may be used again."""
         del now
-        if self.state is states.Session.OPEN:
+        if self.state in (states.Session.OPEN, states.Session.CONFIRMING):
             if self.role == "acceptor":
                 self._tickets.free(lane, incarnation)
             self._send(schema.LaneClosed(lane, incarnation, clip(reason), acked))
@@ -219,11 +236,15 @@ class Session(Exchange):
     def _receive(self, now: float, message: schema.Message) -> None:
         if self.state is states.Session.GREETING and not isinstance(message, schema.Hello | schema.Goodbye):
             raise ProtocolError(f"{message.TYPE} before hello")
-        if self._expects_resume and not isinstance(message, schema.Resume | schema.Goodbye):
+        if self.state is states.Session.CONFIRMING and not isinstance(message, schema.Finished | schema.Goodbye):
+            raise ProtocolError(f"{message.TYPE} before finished")
+        if self._expects_resume and not isinstance(message, schema.Resume | _SAID_BEFORE[states.Session.CONFIRMING]):
             raise ProtocolError(f"{message.TYPE} before resume")
         match message:
             case schema.Hello():
                 self._on_hello(now, message)
+            case schema.Finished():
+                self._on_finished(now, message)
             case schema.Resume():
                 if not self._expects_resume:
                     raise ProtocolError("a resume where no link was lost")
@@ -254,7 +275,7 @@ class Session(Exchange):
             case schema.LaneTicket():
                 if self.role == "acceptor":
                     raise ProtocolError("the dialler hands out a lane ticket; it asks for them instead")
-                self._events.append(events.Ticket(message.lane, message.incarnation, message.secret))
+                self._events.append(events.Ticket(message.lane, message.incarnation, message.random))
             case schema.LaneClosed():
                 self._events.append(events.LaneClosed(message.lane, message.incarnation, message.reason, message.acked))
             case schema.Ping():
@@ -264,7 +285,7 @@ class Session(Exchange):
 
     def _on_goodbye(self, now: float, message: schema.Goodbye) -> None:
         text = f"the peer said good-bye: {message.reason}"
-        if message.code == "busy" and self.state is states.Session.GREETING and self.peer is not None:
+        if message.code == "busy" and self._greeting and self.peer is not None:
             self.lost(now, LinkLost(text))  # it may have room before `Config.resume_timeout_s` is over
             return
         kinds: dict[str, type[KvwireError]] = {"protocol": ProtocolError, "busy": PeerBusy}
@@ -273,6 +294,10 @@ class Session(Exchange):
     def _on_hello(self, now: float, hello: schema.Hello) -> None:
         if self.state is not states.Session.GREETING:
             raise ProtocolError("a second hello")
+        if hello.version != WIRE_VERSION:
+            raise ProtocolError(f"a hello of version {hello.version} after a preamble of version {WIRE_VERSION}")
+        if self._suite not in hello.suites:
+            raise ProtocolError(f"the peer takes {hello.suites}; this side takes {self._suite}")
         if self.role == "dialler" and not hello.link_id:
             raise ProtocolError("the acceptor names the link")
         known, resumed = self.peer, hello.link_id == self.link_id
@@ -281,22 +306,46 @@ class Session(Exchange):
                 raise ProtocolError("the peer is not the one that this link was made with")
             if self.role == "acceptor" and not resumed:
                 raise ProtocolError("the peer resumes another link")
-            goodbye = schema.encode(schema.Goodbye("closed", "this link was to be resumed, and no other one made"))
-            if not resumed and hello.boot_id == known.boot_id:
-                self._put(goodbye)
+        self._heard = hello
+        if self.role == "acceptor":
+            self._send(self._hello)
+        if self._agreement is None:
+            self._greeted(now, hello, "recv hello")
+        else:
+            ours = schema.encode(self._hello)[schema.LENGTH_BYTES :]
+            randoms = self._hello.random, hello.random
+            self._keys = self._agreement.agree(ours, self._reader.body, *randoms, hello.share)
+            self.state = states.SESSION[self.state, "recv sealed hello"]
+            self._send(schema.Finished(self._keys.finished(self.role)))
+        if self.role == "acceptor":
+            self._events.append(events.LanesWanted(hello.lanes))
+
+    def _on_finished(self, now: float, finished: schema.Finished) -> None:
+        if self.state is not states.Session.CONFIRMING or self._keys is None or self._heard is None:
+            raise ProtocolError("finished where nothing was to be confirmed")
+        other: Role = "acceptor" if self.role == "dialler" else "dialler"
+        if not hmac.compare_digest(self._keys.finished(other), finished.mac):
+            raise ProtocolError("the peer has other keys, or has heard another hello")
+        self._greeted(now, self._heard, "recv finished")
+
+    def _greeted(self, now: float, hello: schema.Hello, what: str) -> None:
+        """Both sides have greeted, and on a sealed link have the same keys."""
+        known, resumed = self.peer, hello.link_id == self.link_id
+        if known is not None and not resumed:
+            ending = goodbye("closed", "this link was to be resumed, and no other one made")
+            if hello.boot_id == known.boot_id:
+                self._put(ending)
                 self._close("fail", LinkLost("the link is not known to the peer any more"))
                 return
-            if not resumed and not self._may_restart:
+            if not self._may_restart:
                 self.lost(now, LinkLost("another host answered"))
-                self._out += goodbye  # leaves as the driver hangs up
+                self._out += ending  # leaves as the driver hangs up
                 return
         self.peer = hello
         if self.role == "dialler":
             self.link_id = hello.link_id
-        self.state = states.SESSION[self.state, "recv hello"]
+        self.state = states.SESSION[self.state, what]
         self._reader.limit = self._config.max_message_bytes
-        if self.role == "acceptor":
-            self._send(self._hello)
         if known is None:
             self._events.append(events.HelloDone(hello))
         elif resumed:
@@ -312,9 +361,17 @@ class Session(Exchange):
     def _closed(self) -> bool:
         return self.state is states.Session.CLOSED
 
+    @property
+    def _greeting(self) -> bool:
+        return self.state in (states.Session.GREETING, states.Session.CONFIRMING)
+
+    @property
+    def _join_secret(self) -> bytes:
+        return NO_JOIN_SECRET if self._keys is None else self._keys.join_secret
+
     def _send(self, message: schema.Message) -> None:
         # Whatever else there is to say when no connection is open, RESUME and LEDGER will say.
-        if self.state is states.Session.OPEN or isinstance(message, schema.Hello | schema.Goodbye):
+        if self.state is states.Session.OPEN or isinstance(message, _SAID_BEFORE.get(self.state, schema.Goodbye)):
             self._put(schema.encode(message))
 
     def _queue(self, data: bytes, *, answer: bool = True) -> None:

@@ -12,6 +12,8 @@ class Session(enum.Enum):
     """A control connection."""
 
     GREETING = "greeting"
+    CONFIRMING = "confirming"
+    """Sealed: keys are agreed on, and the peer has not shown yet that it has the same."""
     OPEN = "open"
     SUSPENDED = "suspended"
     """The connection was lost; transfers wait for another one."""
@@ -20,12 +22,19 @@ class Session(enum.Enum):
 
 SESSION: dict[tuple[Session, str], Session] = {
     (Session.GREETING, "recv hello"): Session.OPEN,
+    (Session.GREETING, "recv sealed hello"): Session.CONFIRMING,
     (Session.GREETING, "recv goodbye"): Session.CLOSED,
     (Session.GREETING, "time out"): Session.CLOSED,
     (Session.GREETING, "fail"): Session.CLOSED,
     (Session.GREETING, "close"): Session.CLOSED,
+    (Session.CONFIRMING, "recv finished"): Session.OPEN,
+    (Session.CONFIRMING, "recv goodbye"): Session.CLOSED,
+    (Session.CONFIRMING, "time out"): Session.CLOSED,
+    (Session.CONFIRMING, "fail"): Session.CLOSED,
+    (Session.CONFIRMING, "close"): Session.CLOSED,
     # Of a session that was open before, and is resumed.
     (Session.GREETING, "lose"): Session.SUSPENDED,
+    (Session.CONFIRMING, "lose"): Session.SUSPENDED,
     (Session.OPEN, "recv goodbye"): Session.CLOSED,
     (Session.OPEN, "fail"): Session.CLOSED,
     (Session.OPEN, "close"): Session.CLOSED,

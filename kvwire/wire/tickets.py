@@ -8,7 +8,7 @@ from kvwire.wire.preamble import Join, verify_join
 TICKET_VALID_S = 30.0
 MAX_TICKETS = 64
 """Tickets out at once."""
-SECRET_BYTES = 32
+RANDOM_BYTES = 32
 
 
 class Tickets:
@@ -27,7 +27,7 @@ class Tickets:
             self._free.append(lane)
         return len(self._out)
 
-    def issue(self, now: float, secret: bytes) -> tuple[int, int]:
+    def issue(self, now: float, random: bytes) -> tuple[int, int]:
         """A ticket for a free lane: (lane, incarnation). LimitExceeded with too many out."""
         if self.out(now) >= MAX_TICKETS:
             raise LimitExceeded(f"{MAX_TICKETS} lane tickets are out already")
@@ -37,25 +37,26 @@ class Tickets:
             lane = len(self._incarnation)
             self._incarnation.append(0)
         self._incarnation[lane] += 1
-        self._out[lane, self._incarnation[lane]] = (secret, now + TICKET_VALID_S)
+        self._out[lane, self._incarnation[lane]] = (random, now + TICKET_VALID_S)
         return lane, self._incarnation[lane]
 
-    def redeem(self, now: float, join: Join) -> None:
-        """Use up the ticket of a lane that joins.
+    def redeem(self, now: float, join: Join, join_secret: bytes) -> bytes:
+        """Use up the ticket of a lane that joins; returns its random.
 
         ProtocolError if it was never issued, was used, is too old, or the MAC is wrong; with a wrong MAC it stays
         valid, so that a stranger who guesses numbers uses none up.
         """
         key = join.lane, join.incarnation
-        secret, due = self._out.get(key, (b"", 0.0))
-        if not secret:
+        random, due = self._out.get(key, (b"", 0.0))
+        if not random:
             raise ProtocolError(f"no ticket is out for lane {join.lane}, incarnation {join.incarnation}")
-        verify_join(join, secret)
+        verify_join(join, random, join_secret)
         del self._out[key]
         if now > due:
             self._free.append(join.lane)
             raise ProtocolError(f"the ticket for lane {join.lane} has expired")
         self._taken.add(key)
+        return random
 
     def reset(self) -> None:
         """The link's connections are gone: no ticket is out, no lane is up. Incarnations go on rising."""

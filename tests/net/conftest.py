@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 import pytest
 import uvloop
 
-from tests.net.engines import open_things, until
+from kvwire._ext import cipher
+from tests.net.engines import Pair, open_things, until
 
 ON_BOTH_LOOPS = (
     "test_api_transfer",
@@ -27,6 +28,13 @@ def uvloop_started() -> None:
         await asyncio.get_running_loop().getaddrinfo("127.0.0.1", 0)
 
     uvloop.run(look_up())
+
+
+@pytest.fixture(params=["plain", "sealed"])
+def sealing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test runs with plain lanes and with sealed ones."""
+    if request.param == "sealed":
+        monkeypatch.setattr(Pair, "cipher", cipher.find())
 
 
 @pytest.fixture

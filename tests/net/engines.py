@@ -10,18 +10,21 @@ from typing import Self
 
 import numpy as np
 
+from kvwire._ext.cipher import Cipher, find
 from kvwire._ext.engine import Engine
 from kvwire._ext.frame import check
 from kvwire._ext.incoming import InTransfer
 from kvwire._ext.lanes import EngineLink
 from kvwire._ext.layout import Segment
 from kvwire._ext.outgoing import OutTransfer
+from kvwire._ext.seal import MOST
 
 POISON = 0xA5
 CELL = 4096
 PATIENCE_S = 20.0
 
 Closure = tuple[int, int, int, str, int]
+Rekey = tuple[int, int, float]
 
 
 class Memory:
@@ -81,12 +84,19 @@ class Memory:
         return [array.tobytes() for array in self.arrays]
 
 
-def tcp_pair() -> tuple[socket.socket, socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+def tcp_pair(*, narrow: bool = False) -> tuple[socket.socket, socket.socket]:
+    """`narrow`: with buffers so small that the kernel refuses most of what it is given."""
+    with socket.socket() as listener:
+        if narrow:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
         dialled = socket.create_connection(listener.getsockname())
         accepted, _ = listener.accept()
     for s in (dialled, accepted):
         s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if narrow:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     return dialled, accepted
 
 
@@ -126,21 +136,39 @@ def frame_type(frame: bytes) -> int:
     return frame[5]
 
 
-class Pair:
-    """A sending and a receiving engine with `lanes` lanes between them."""
+def lane_secrets() -> tuple[bytes, bytes]:
+    """Of one lane and incarnation, as the side has them that dials: of sending and of receiving."""
+    return os.urandom(32), os.urandom(32)
 
-    def __init__(self, lanes: int = 2, **config: int) -> None:
-        self.engines = Engine(**config), Engine(**config)
+
+class Pair:
+    """A sending and a receiving engine with `lanes` lanes between them.
+
+    Lanes are sealed where there is a cipher: `cipher`, or else the class's (the fixture `sealing`).
+    """
+
+    cipher: Cipher | None = None
+
+    def __init__(self, lanes: int = 2, *, cipher: Cipher | None = None, rekey: Rekey = MOST, **config: int) -> None:
+        self.cipher = cipher or self.cipher
+        self.engines = (
+            Engine(**config, rekey=rekey, cipher=self.cipher),
+            Engine(**config, rekey=rekey, cipher=self.cipher),
+        )
         self.sender, self.receiver = (EngineLink(engine) for engine in self.engines)
         self.memory: list[Memory] = []
         for lane in range(lanes):
             self.add_lane(lane)
 
     def add_lane(self, lane: int, incarnation: int = 0) -> None:
-        out, inc = tcp_pair()
+        self.join(*tcp_pair(), lane, incarnation)
+
+    def join(self, out: socket.socket, inc: socket.socket, lane: int, incarnation: int) -> None:
+        """Make a lane of two sockets, which need not be ends of one connection."""
+        secrets = lane_secrets() if self.cipher else None
         with out, inc:
-            self.receiver.add_lane(inc.detach(), lane, incarnation)
-            self.sender.add_lane(out.detach(), lane, incarnation)
+            self.receiver.add_lane(inc.detach(), lane, incarnation, secrets and secrets[::-1])
+            self.sender.add_lane(out.detach(), lane, incarnation, secrets)
 
     def transfer(
         self, source: Memory, target: Memory, *, id: int = 2, cell: int = CELL, attachment: bool = False
@@ -178,12 +206,15 @@ def open_things() -> tuple[int, int]:
 
 
 @contextmanager
-def raw_peer() -> Iterator[tuple[EngineLink, socket.socket]]:
-    """A link whose only lane, number 0, ends in a socket in the test's hands."""
-    engine = Engine()
+def raw_peer(
+    secrets: tuple[bytes, bytes] | None = None, *, rekey: Rekey = MOST, narrow: bool = False
+) -> Iterator[tuple[EngineLink, socket.socket]]:
+    """A link whose only lane, number 0, ends in a socket in the test's hands. `secrets`: the engine's own, of sending
+    and of receiving; then the lane is sealed."""
+    engine = Engine(rekey=rekey, cipher=find() if secrets else None)
     link = EngineLink(engine)
-    ours, theirs = tcp_pair()
-    link.add_lane(ours.detach(), 0, 0)
+    ours, theirs = tcp_pair(narrow=narrow)
+    link.add_lane(ours.detach(), 0, 0, secrets)
     theirs.settimeout(PATIENCE_S)
     try:
         with theirs:

@@ -132,7 +132,7 @@ async def main(role: str, port: int, deadline_s: float, resume_s: float) -> None
     source, seen = Caches(manifest("source"), filled=True), Seen()
     if role == "receive":
         targets = [Caches(manifest("target"), seed=seed) for seed in range(CONFIG.max_transfers)]
-        node = await Node.serve("127.0.0.1", port, config)
+        node = await kit.serve("127.0.0.1", port, config)
         print(node.port, flush=True)
         incoming = await node.accept()
         link, first = incoming.link, Caches(incoming.manifest)
@@ -140,7 +140,7 @@ async def main(role: str, port: int, deadline_s: float, resume_s: float) -> None
         await incoming.committed()
         working: Coroutine[Any, Any, None] = take(node, seen, source, targets)
     else:
-        node = await Node.start(config)
+        node = await kit.start(config)
         link = await node.connect("127.0.0.1", port)
         await send(link, source, "first")
         working = flood(link, seen, source)

@@ -1,21 +1,28 @@
 """Two nodes joined over loopback, caches to move between them, and what must be left when they close."""
 
 import asyncio
+import atexit
 import hashlib
+import os
+import shutil
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence, Sized
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvwire import (
+    Authority,
     Config,
     DType,
     GroupKind,
     GroupSpec,
+    Identity,
     Incoming,
     Link,
     Manifest,
@@ -25,6 +32,7 @@ from kvwire import (
     Pages,
     Receipt,
     Slots,
+    Subject,
 )
 from tests.net.proxy import Proxy, proxied
 
@@ -145,14 +153,47 @@ class Pair:
         await eventually(lambda: not any(self.counters().values()), self.counters)
 
 
+KEYS = "KVWIRE_TEST_KEYS"
+"""Environment variable: the directory of this run's keys, which the processes of a test share."""
+
+
+def keys(tenant: str = "acme", role: str = "both", region: str = "eu-west", name: str = "host") -> Identity:
+    """An identity under this run's CA, made when it is first asked for."""
+    if KEYS not in os.environ:
+        directory = tempfile.mkdtemp(prefix="kvwire-test-keys-")
+        atexit.register(shutil.rmtree, directory)
+        os.environ[KEYS] = directory
+        Authority.create(Path(directory) / "ca")
+    root, subject = Path(os.environ[KEYS]), Subject(tenant, role, region, name)
+    where = root / "-".join((tenant, role, region, name))
+    if not where.exists():
+        Authority.load(root / "ca").issue(where, subject)
+    return Identity.load(where)
+
+
+def identified(config: Config | None, more: dict[str, Any]) -> dict[str, Any]:
+    """What a node gets besides its configuration: an identity, unless it is plain or has one."""
+    return more if (config or Config()).plain or "identity" in more else more | {"identity": keys()}
+
+
+async def serve(host: str = "127.0.0.1", port: int = 0, config: Config | None = None, **more: Any) -> Node:
+    """`Node.serve`, with an identity where none is named."""
+    return await Node.serve(host, port, config, **identified(config, more))
+
+
+async def start(config: Config | None = None, **more: Any) -> Node:
+    """`Node.start`, with an identity where none is named."""
+    return await Node.start(config, **identified(config, more))
+
+
 @asynccontextmanager
 async def joined(
     server: Config | None = None, client: Config | None = None, host: str = "127.0.0.1"
 ) -> AsyncIterator[Pair]:
     """A pair; on the way out nothing of it may be left: no task, no transfer, no watcher."""
     tasks = asyncio.all_tasks()
-    serving = await Node.serve(host, 0, server or Config(lanes=2))
-    dialling = await Node.start(client or Config(lanes=2))
+    serving = await serve(host, 0, server or Config(lanes=2))
+    dialling = await start(client or Config(lanes=2))
     try:
         yield Pair(serving, dialling, await dialling.connect(host, serving.port))
     finally:
@@ -169,7 +210,7 @@ async def joined(
 async def through_proxy(config: Config | None = None) -> AsyncIterator[tuple[Pair, Proxy]]:
     """A server, a client, and a link between them that goes through a proxy."""
     config = config or Config(lanes=2)
-    async with await Node.serve("127.0.0.1", 0, config) as server, await Node.start(config) as client:
+    async with await serve("127.0.0.1", 0, config) as server, await start(config) as client:
         with proxied(server.port) as proxy:
             yield Pair(server, client, await client.connect("127.0.0.1", proxy.port)), proxy
 

@@ -8,12 +8,12 @@ it has done in a line each, and then waits to be ended.
 import asyncio
 import sys
 
-from kvwire import Config, Incoming, Node
+from kvwire import Config, Incoming
 from tests.net import kit
 
 
 async def receive(port: int) -> None:
-    node = await Node.serve("127.0.0.1", port, Config(lanes=2))
+    node = await kit.serve("127.0.0.1", port, Config(lanes=2))
     print(node.port, flush=True)
     held = []
     while True:
@@ -30,7 +30,7 @@ async def say_when_whole(incoming: Incoming, target: kit.Caches) -> None:
 
 
 async def send(port: int, much: str) -> None:
-    node = await Node.start(Config(lanes=2))
+    node = await kit.start(Config(lanes=2))
     link = await node.connect("127.0.0.1", port)
     offer = kit.manifest("from another process")
     source = kit.Caches(offer, filled=True)

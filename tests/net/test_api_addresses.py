@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from typing import Any
 import pytest
 import uvloop
 
-from kvwire import Closed, Config, ConfigError, ConnectRefused, LinkLost, LocalError, NetworkError, Node, sockets
+from kvwire import Closed, Config, ConfigError, ConnectRefused, LinkLost, LocalError, NetworkError, sockets
+from kvwire.acceptor import Acceptor
 from tests.net import kit
 from tests.net.kit import joined
 from tests.net.namespaces import needs_ipv6
@@ -23,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 
 @needs_ipv6
 async def test_an_empty_host_means_both_families() -> None:
-    async with await Node.serve("", 0) as node, await Node.start() as client:
+    async with await kit.serve("", 0) as node, await kit.start() as client:
         for host in ("127.0.0.1", "::1"):
             link = await client.connect(host, node.port)
             await link.close()
@@ -32,14 +34,14 @@ async def test_an_empty_host_means_both_families() -> None:
 @needs_ipv6
 @pytest.mark.parametrize(("host", "good", "bad"), [("::", "::1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1", "::1")])
 async def test_a_wildcard_of_one_family_is_of_one_family(host: str, good: str, bad: str) -> None:
-    async with await Node.serve(host, 0) as node, await Node.start() as client:
+    async with await kit.serve(host, 0) as node, await kit.start() as client:
         await client.connect(good, node.port)
         with pytest.raises(ConnectRefused):
             await client.connect(bad, node.port)
 
 
 async def test_ipv4_is_shown_as_ipv4() -> None:
-    async with await Node.serve("", 0) as node, await Node.start() as client:
+    async with await kit.serve("", 0) as node, await kit.start() as client:
         await client.connect("127.0.0.1", node.port)
         await kit.eventually(lambda: node.links, "a link")
         assert [link.peer.split()[0] for link in node.links] == ["127.0.0.1"]
@@ -47,13 +49,13 @@ async def test_ipv4_is_shown_as_ipv4() -> None:
 
 async def test_lanes_are_dialled_from_the_local_addresses_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    add_lane = Node._identify
+    add_lane = Acceptor._identify
 
-    async def note(node: Node, sock: socket.socket, peer: str) -> None:
+    async def note(acceptor: Acceptor, sock: socket.socket, peer: str) -> None:
         seen.append(peer.split()[0])
-        await add_lane(node, sock, peer)
+        await add_lane(acceptor, sock, peer)
 
-    monkeypatch.setattr(Node, "_identify", note)
+    monkeypatch.setattr(Acceptor, "_identify", note)
     sources = ("127.0.0.2", "::1", "127.0.0.3")
     async with joined(Config(), Config(lanes=4, local_addresses=sources)) as pair:
         await kit.move(pair.link, pair.server, "from-several")
@@ -62,11 +64,11 @@ async def test_lanes_are_dialled_from_the_local_addresses_in_turn(monkeypatch: p
 
 
 async def test_a_source_that_is_not_ours() -> None:
-    async with await Node.serve("127.0.0.1", 0) as node:
-        async with await Node.start(Config(local_addresses=("192.0.2.1",))) as client:
+    async with await kit.serve("127.0.0.1", 0) as node:
+        async with await kit.start(Config(local_addresses=("192.0.2.1",))) as client:
             with pytest.raises(ConfigError, match=r"cannot dial from 192\.0\.2\.1"):
                 await client.connect("127.0.0.1", node.port)
-        async with await Node.start(Config(local_addresses=("::1",))) as client:
+        async with await kit.start(Config(local_addresses=("::1",))) as client:
             with pytest.raises(NetworkError, match="the local addresses are of the other"):
                 await client.connect("127.0.0.1", node.port)
 
@@ -103,7 +105,7 @@ def test_local_addresses_are_addresses(value: Any) -> None:
 
 async def test_lanes_go_to_the_host_that_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     """A name may stand for several hosts, and mean another one at the next look-up."""
-    async with await Node.serve("127.0.0.1", 0) as node, await Node.start() as client:
+    async with await kit.serve("127.0.0.1", 0) as node, await kit.start() as client:
         looked_up: list[str] = []
         resolve = asyncio.get_running_loop().getaddrinfo
 
@@ -160,7 +162,7 @@ def link_local() -> str:
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 def test_a_link_local_address_keeps_its_scope(link_local: str, loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
     async def dial() -> None:
-        async with await Node.serve("::", 0) as node, await Node.start() as client:
+        async with await kit.serve("::", 0) as node, await kit.start() as client:
             await client.connect(link_local, node.port)
 
     with asyncio.Runner(loop_factory=loop) as runner:
@@ -169,7 +171,7 @@ def test_a_link_local_address_keeps_its_scope(link_local: str, loop: Callable[[]
 
 async def test_without_descriptors_strangers_are_hung_up_on() -> None:
     """A connection that is left in the backlog would swallow what is sent over it."""
-    async with await Node.serve("127.0.0.1", 0) as node:
+    async with await kit.serve("127.0.0.1", 0) as node:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         stranger = socket.socket()
         stranger.setblocking(False)
@@ -180,7 +182,7 @@ async def test_without_descriptors_strangers_are_hung_up_on() -> None:
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             stranger.close()
-        async with await Node.start() as client:
+        async with await kit.start() as client:
             await client.connect("127.0.0.1", node.port)
 
 
@@ -190,22 +192,22 @@ async def test_a_spare_descriptor_that_somebody_else_took(monkeypatch: pytest.Mo
     def gone() -> int:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    async with await Node.serve("127.0.0.1", 0) as node, await Node.start() as client:
-        assert node._listener is not None
+    async with await kit.serve("127.0.0.1", 0) as node, await kit.start() as client:
+        assert node._acceptor is not None
         with monkeypatch.context() as without:
-            without.setattr("kvwire.node._open_spare", gone)
-            node._turn_away(node._listener)
-        assert node._spare == -1
+            without.setattr("kvwire.acceptor.open_spare", gone)
+            node._acceptor.turn_away()
+        assert node._acceptor.spare == -1
         await client.connect("127.0.0.1", node.port)
-        node._turn_away(node._listener)
-        assert node._spare >= 0
+        node._acceptor.turn_away()
+        assert node._acceptor.spare >= 0
 
 
 def test_a_node_that_gets_no_descriptors_leaves_none_behind() -> None:
     """At every point of its beginnings: typed, and as if it had never been."""
 
     async def serve() -> None:
-        async with await Node.serve("127.0.0.1", 0, Config(workers=2)):
+        async with await kit.serve("127.0.0.1", 0, Config(workers=2)):
             pass
 
     def left() -> tuple[int, int]:
@@ -224,7 +226,9 @@ def test_a_node_that_gets_no_descriptors_leaves_none_behind() -> None:
                 problems.append(str(error))
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            assert left() == before
+            until = time.monotonic() + kit.PATIENCE_S
+            while left() != before:  # a thread that was joined is listed for a moment longer
+                assert time.monotonic() < until, (left(), before)
     assert 2 < len(problems) < 39
     assert all("Too many open files" in problem for problem in problems)
 
@@ -255,23 +259,23 @@ async def test_another_host_of_the_same_name_is_not_the_one_that_is_away(monkeyp
 
     monkeypatch.setattr(sockets, "_resolve", two)
     config = Config(lanes=1)
-    async with await Node.start(config) as client, await Node.serve("127.0.0.1", 0, config) as first:
+    async with await kit.start(config) as client, await kit.serve("127.0.0.1", 0, config) as first:
         port = first.port
-        async with await Node.serve("127.0.0.2", port, config) as other:
+        async with await kit.serve("127.0.0.2", port, config) as other:
             link = await client.connect("decode", port)
             offer = kit.manifest("r")
             source, target = kit.Caches(offer, filled=True), kit.Caches(offer)
             out, incoming = await kit.granted(link, first, offer, source, target)
             answers, away = [], True
 
-            async def elsewhere(node: Node, sock: socket.socket, peer: str) -> None:
-                if node is first and away:
+            async def elsewhere(acceptor: Acceptor, sock: socket.socket, peer: str) -> None:
+                if acceptor._node is first and away:
                     raise LinkLost("its network is away")
-                answers.append(node)
-                await identify(node, sock, peer)
+                answers.append(acceptor._node)
+                await identify(acceptor, sock, peer)
 
-            identify = Node._identify
-            monkeypatch.setattr(Node, "_identify", elsewhere)
+            identify = Acceptor._identify
+            monkeypatch.setattr(Acceptor, "_identify", elsewhere)
             dial = sockets.dial
 
             async def refused(host: str, port: int, *more: Any) -> socket.socket:
@@ -299,7 +303,7 @@ async def test_an_address_that_swallows_everything_only_delays(monkeypatch: pyte
             filler = stack.enter_context(socket.socket())
             filler.setblocking(False)
             filler.connect_ex(("127.0.0.9", port))
-        async with await Node.serve("127.0.0.1", port) as node, await Node.start() as client:
+        async with await kit.serve("127.0.0.1", port) as node, await kit.start() as client:
             resolve = sockets._resolve
 
             async def several(host: str, port: int, **more: Any) -> Any:

@@ -20,7 +20,6 @@ from kvwire import (
     LimitExceeded,
     ModelMismatch,
     ModelTag,
-    Node,
     OfferRefused,
     Pages,
     PlacementError,
@@ -352,14 +351,14 @@ async def test_another_model() -> None:
 
 async def test_configurations_that_cannot_be() -> None:
     with pytest.raises(ConfigError, match=r"sealed mode is not there yet.*plain=True"):
-        await Node.start(Config(plain=False))
+        await kit.start(Config(plain=False))
     with pytest.raises(ConfigError, match="sealed mode is not there yet"):
-        await Node.serve("127.0.0.1", 0, Config(plain=False))
+        await kit.serve("127.0.0.1", 0, Config(plain=False))
     with pytest.raises(ConfigError, match=r"config is dict; expected kvwire.Config"):
-        await Node.start({"lanes": 2})  # type: ignore[arg-type]
+        await kit.start({"lanes": 2})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="lanes is 65; expected 1 to 64"):
         Config(lanes=65)
-    for start in (Node.serve("127.0.0.1", 0, Config(congestion="nagle")), Node.start(Config(congestion="nagle"))):
+    for start in (kit.serve("127.0.0.1", 0, Config(congestion="nagle")), kit.start(Config(congestion="nagle"))):
         with pytest.raises(ConfigError, match=r"congestion control 'nagle'.*this host has"):
             await start
 

@@ -269,7 +269,7 @@ async def test_closing_with_transfers_in_flight(closing: str) -> None:
 
 
 async def test_a_node_that_is_closed() -> None:
-    node = await Node.serve("127.0.0.1", 0, Config(lanes=1))
+    node = await kit.serve("127.0.0.1", 0, Config(lanes=1))
     waiting = [asyncio.create_task(node.accept()) for _ in range(2)]
     dialling = asyncio.create_task(node.connect("127.0.0.1", node.port))
     await asyncio.sleep(0)
@@ -305,7 +305,7 @@ async def test_use_after_the_commit() -> None:
 
 
 async def test_a_node_connects_to_itself() -> None:
-    async with await Node.serve("127.0.0.1", 0, Config(lanes=1)) as node:
+    async with await kit.serve("127.0.0.1", 0, Config(lanes=1)) as node:
         link: Link = await node.connect("127.0.0.1", node.port)
         await kit.move(link, node, "r1")
         assert len(node.links) == 2
@@ -325,7 +325,7 @@ async def test_offers_that_are_withdrawn_are_not_kept() -> None:
 
 
 async def test_a_cancelled_close_closes_all_the_same() -> None:
-    node = await Node.serve("127.0.0.1", 0)
+    node = await kit.serve("127.0.0.1", 0)
     closing = asyncio.create_task(node.close())
     await asyncio.sleep(0)
     closing.cancel()

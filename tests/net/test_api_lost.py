@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from kvwire import CommitUnknown, Config, DType, GroupKind, GroupSpec, IntegrityError, Link, LinkLost, Node
+from kvwire import CommitUnknown, Config, DType, GroupKind, GroupSpec, IntegrityError, Link, LinkLost
 from tests.net import kit
 from tests.net.kit import Caches, granted, joined, manifest, same
 from tests.net.peers import another_process, line, stopped
@@ -81,11 +81,11 @@ def bad_lane(link: Link, number: int) -> None:
 
 
 async def test_lanes_that_go_wrong_now_and_then_end_no_link(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvwire.link.FAULTS_S", 0.0)
+    monkeypatch.setattr("kvwire.lanes.FAULTS_S", 0.0)
     async with joined() as pair:
         for lane in range(4):
             bad_lane(pair.link, 60 + lane)
-        await kit.eventually(lambda: len(pair.link._faults) == 3 and pair.link.lanes == 2, lambda: pair.link)
+        await kit.eventually(lambda: len(pair.link._lanes.faults) == 3 and pair.link.lanes == 2, lambda: pair.link)
         await kit.still_works(pair)
 
 
@@ -107,7 +107,7 @@ async def test_a_link_whose_lanes_go_wrong_is_given_up_on_both_sides(side: str) 
 async def test_the_receiver_s_process_is_killed(done: str) -> None:
     offer = manifest("killed")
     source = Caches(offer, filled=True)
-    async with another_process("peer_process", "receive") as process, await Node.start(NOT_RESUMED) as node:
+    async with another_process("peer_process", "receive") as process, await kit.start(NOT_RESUMED) as node:
         link = await node.connect("127.0.0.1", int(await line(process)))
         out = await link.offer(offer, source.at())
         assert await line(process) == "granted"
@@ -136,7 +136,7 @@ async def test_the_receiver_s_process_is_killed(done: str) -> None:
 
 
 async def test_the_sender_s_process_is_killed() -> None:
-    async with await Node.serve("127.0.0.1", 0, NOT_RESUMED) as node:
+    async with await kit.serve("127.0.0.1", 0, NOT_RESUMED) as node:
         async with another_process("peer_process", "send", str(node.port), "half") as process:
             incoming = await node.accept()
             target = Caches(incoming.manifest)
@@ -151,14 +151,14 @@ async def test_the_sender_s_process_is_killed() -> None:
                     await incoming.wait_layer("full", 1)
         target.check_free()
         assert not node.links
-        async with await Node.start(Config(lanes=1)) as other, await other.connect("127.0.0.1", node.port) as link:
+        async with await kit.start(Config(lanes=1)) as other, await other.connect("127.0.0.1", node.port) as link:
             await kit.move(link, node, "from another peer")
 
 
 async def test_the_sender_s_process_is_killed_and_another_one_comes() -> None:
     """Its link waits for it in vain. What had landed is known, and nobody else waits."""
     resume_s = 2.0
-    async with await Node.serve("127.0.0.1", 0, Config(lanes=2, resume_timeout_s=resume_s)) as node:
+    async with await kit.serve("127.0.0.1", 0, Config(lanes=2, resume_timeout_s=resume_s)) as node:
         async with another_process("peer_process", "send", str(node.port), "half") as process:
             incoming = await node.accept()
             target = Caches(incoming.manifest)
@@ -182,7 +182,7 @@ async def test_the_sender_s_process_is_killed_and_another_one_comes() -> None:
             assert np.array_equal(source.rows("full", layer, blocks), target.rows("full", layer, blocks))
         assert further.failed_blocks() == {"full": ()}
         target.check_free()
-        async with await Node.start(Config(lanes=1)) as other, await other.connect("127.0.0.1", node.port) as link:
+        async with await kit.start(Config(lanes=1)) as other, await other.connect("127.0.0.1", node.port) as link:
             out, incoming = await granted(link, node, manifest("into the same slots"), source, target)
             kit.ready_all(out)
             await incoming.committed()
@@ -193,7 +193,7 @@ async def test_a_peer_that_stands_still_is_not_given_up() -> None:
     """Its kernel answers, so it is alive: when it goes on, so does the transfer."""
     async with another_process("peer_process", "receive") as process:
         port = int(await line(process))
-        async with await Node.start(Config(lanes=1, ping_interval_s=0.05)) as node:
+        async with await kit.start(Config(lanes=1, ping_interval_s=0.05)) as node:
             link = await node.connect("127.0.0.1", port)
             offer = manifest("silent")
             out = await link.offer(offer, Caches(offer, filled=True).at())

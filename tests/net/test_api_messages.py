@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvwire import Config, DType, GroupKind, GroupSpec, Link, LinkLost, Node, ProtocolError
+from kvwire import Config, DType, GroupKind, GroupSpec, Link, LinkLost, ProtocolError
 from kvwire.wire import schema
 from tests.net import kit
 from tests.net.kit import Caches, granted, joined, manifest, same, through_proxy
@@ -37,7 +37,7 @@ async def test_an_abort_of_what_never_was_ends_its_link_only(transfer: int) -> N
     """The id may be that of a transfer on another link."""
     offer = manifest()
     source, targets = Caches(offer, filled=True), [Caches(offer), Caches(offer)]
-    async with joined() as pair, await Node.start() as stranger:
+    async with joined() as pair, await kit.start() as stranger:
         out, incoming = await granted(pair.link, pair.server, offer, source, targets[0])
         foul = await stranger.connect("127.0.0.1", pair.server.port)
         other, other_incoming = await granted(foul, pair.server, offer, source, targets[1])

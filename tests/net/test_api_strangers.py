@@ -32,7 +32,7 @@ from tests.net.kit import Caches, joined, manifest
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
-PREAMBLE = wire.control_preamble()
+PREAMBLE = wire.control_preamble(plain=True)
 OTHER_VERSION = struct.pack("<4sHH", b"KVWC", 7, 1)
 OTHER_FLAGS = struct.pack("<4sHH", b"KVWC", wire.WIRE_VERSION, 2)
 LANE = struct.pack("<4sHH", b"KVWL", wire.WIRE_VERSION, 1)
@@ -213,10 +213,11 @@ async def test_a_peer_that_asks_for_lanes_and_opens_none() -> None:
 
 async def test_more_half_open_connections_than_places() -> None:
     config = Config(max_handshakes=4, handshake_timeout_s=0.3)
-    server, client = await Node.serve("127.0.0.1", 0, config), await Node.start(Config(lanes=1))
+    server, client = await kit.serve("127.0.0.1", 0, config), await kit.start(Config(lanes=1))
     async with server, client, contextlib.AsyncExitStack() as stack:
         streams = [await stack.enter_async_context(stranger(server)) for _ in range(10)]
-        await kit.eventually(server._handshakes.locked, "all places to be taken")
+        assert server._acceptor is not None
+        await kit.eventually(server._acceptor.handshakes.locked, "all places to be taken")
         assert len(server._tasks) <= 5  # four strangers, and the one that accepts
         assert not server.links
         link = await client.connect("127.0.0.1", server.port)  # when the silent ones have run out of time
@@ -299,7 +300,7 @@ HELLO = answer()
     ids=lambda value: value[:12].hex() if isinstance(value, bytes) else None,
 )
 async def test_dialling_strangers(says: bytes, error: type[KvwireError], message: str) -> None:
-    node = await Node.start(NOT_RESUMED)
+    node = await kit.start(NOT_RESUMED)
     async with node, serving(saying(says)) as port:
         with pytest.raises(error, match=message):
             await node.connect("127.0.0.1", port)
@@ -308,7 +309,7 @@ async def test_dialling_strangers(says: bytes, error: type[KvwireError], message
 
 
 async def test_dialling_what_never_answers() -> None:
-    node = await Node.start(Config(connect_timeout_s=0.1))
+    node = await kit.start(Config(connect_timeout_s=0.1))
     for says in (b"", PREAMBLE[:3], PREAMBLE, PREAMBLE + HELLO[:20], PREAMBLE + HELLO):
         async with serving(saying(says, then_wait=True)) as port:
             with pytest.raises(ConnectTimeout, match=rf"127.0.0.1 port {port} (took|greeted).* within 0.1 s"):
@@ -339,43 +340,43 @@ async def test_lanes_that_cannot_be_opened() -> None:
                         peer.issue_ticket(time.monotonic(), bytes(range(32)))
                 writer.write(peer.data_to_send())
 
-    node = await Node.start(Config(lanes=2, connect_timeout_s=0.3))
+    node = await kit.start(Config(lanes=2, connect_timeout_s=0.3))
     async with node, serving(handle) as port:
         with contextlib.suppress(ConnectTimeout):  # unless a lane was up for a moment when the time was over
             await node.connect("127.0.0.1", port)
 
 
 async def test_addresses_that_do_not_resolve() -> None:
-    async with await Node.start() as node:
+    async with await kit.start() as node:
         for host in ("no-such-host.invalid", "a..b", "x" * 80, "nul\0nul", "300.1.1.1.1"):
             with pytest.raises(AddressNotFound, match="does not resolve"):
                 await node.connect(host, 7878)
             with pytest.raises(AddressNotFound, match="does not resolve"):
-                await Node.serve(host, 0)
+                await kit.serve(host, 0)
 
 
 async def test_ports_that_cannot_be() -> None:
-    async with await Node.start() as node:
+    async with await kit.start() as node:
         for port in (0, -1, 65536, "7878", None):
             with pytest.raises(ConfigError, match=r"port is .*; expected 1 to 65535"):
                 await node.connect("127.0.0.1", port)  # type: ignore[arg-type]
         for port in (-1, 65536, "7878"):
             with pytest.raises(ConfigError, match=r"port is .*; expected 0 to 65535"):
-                await Node.serve("127.0.0.1", port)  # type: ignore[arg-type]
+                await kit.serve("127.0.0.1", port)  # type: ignore[arg-type]
         with pytest.raises(Closed, match="this node does not listen"):
             _ = node.port
 
 
 async def test_a_port_that_is_taken() -> None:
-    async with await Node.serve("127.0.0.1", 0) as node:
+    async with await kit.serve("127.0.0.1", 0) as node:
         with pytest.raises(LocalError, match=f"cannot listen at 127.0.0.1 port {node.port}: Address already in use"):
-            await Node.serve("127.0.0.1", node.port)
+            await kit.serve("127.0.0.1", node.port)
 
 
 async def test_an_address_that_refuses() -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    async with await Node.start() as node:
+    async with await kit.start() as node:
         with pytest.raises(ConnectRefused, match=f"nothing listens at 127.0.0.1 port {port}") as caught:
             await node.connect("127.0.0.1", port)
         assert caught.value.retriable
@@ -383,7 +384,7 @@ async def test_an_address_that_refuses() -> None:
 
 async def test_an_address_that_swallows() -> None:
     """A listener whose backlog is full: the kernel drops what comes, as a firewall would."""
-    async with await Node.start(Config(connect_timeout_s=0.2)) as node:
+    async with await kit.start(Config(connect_timeout_s=0.2)) as node:
         with socket.create_server(("127.0.0.1", 0), backlog=0) as deaf, contextlib.ExitStack() as stack:
             for _ in range(4):
                 filler = stack.enter_context(socket.socket())

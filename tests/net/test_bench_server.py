@@ -68,7 +68,7 @@ class Client:
 @asynccontextmanager
 async def served(memory_bytes: int = 64 * MIB) -> AsyncIterator[serve.Server]:
     """A server. In the end it has all its memory back, and still serves."""
-    async with await kvwire.Node.serve("127.0.0.1") as node:
+    async with await kit.serve("127.0.0.1") as node:
         server = serve.Server(node, memory_bytes)
         running = asyncio.ensure_future(server.run(once=False))
         try:
@@ -84,7 +84,7 @@ async def served(memory_bytes: int = 64 * MIB) -> AsyncIterator[serve.Server]:
 
 @asynccontextmanager
 async def connected(server: serve.Server) -> AsyncIterator[Client]:
-    async with await kvwire.Node.start() as node:
+    async with await kit.start() as node:
         client = Client(node, await node.connect("127.0.0.1", server.node.port))
         try:
             yield client
@@ -220,7 +220,7 @@ async def test_silence_and_standstill_are_bounded(
 async def test_a_client_waits_for_no_one_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against a kvwire node that takes offers but never answers them."""
     monkeypatch.setattr("kvwire.cli.hosts.channel.ANSWER_S", 0.2)
-    async with await kvwire.Node.serve("127.0.0.1") as deaf, await kvwire.Node.start() as node:
+    async with await kit.serve("127.0.0.1") as deaf, await kit.start() as node:
         link = await node.connect("127.0.0.1", deaf.port)
         with pytest.raises(Failure, match="did not answer as kvwire-bench does"):
             await Channel(link).say("hello")

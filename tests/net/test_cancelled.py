@@ -145,7 +145,7 @@ async def asking(pair: Pair, cut: Cut) -> None:
     another = asyncio.create_task(pair.link.outcome_of(out))
     assert await cut(pair.link.outcome_of(out)) in (None, "committed")
     assert await another == "committed"
-    assert not pair.link._asked
+    assert not len(pair.link._questions)
 
 
 async def layers(incoming: Incoming) -> int:
@@ -236,7 +236,7 @@ async def test_a_cancelled_close_closes(end: str, times: int) -> None:
 async def test_a_link_that_is_closed_while_it_is_dialled_anew() -> None:
     """However far the new connection has come."""
     config = Config(lanes=2, resume_timeout_s=1.0)
-    async with await Node.serve("127.0.0.1", 0, config) as server, await Node.start(config) as client:
+    async with await kit.serve("127.0.0.1", 0, config) as server, await kit.start(config) as client:
         with proxied(server.port) as proxy:
             resumed = 0
             for turns in (*range(40), *range(40, 400, 20)):

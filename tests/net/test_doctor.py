@@ -40,7 +40,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 NODE = """
 import asyncio, sys, kvwire
 async def main():
-    node = await kvwire.Node.serve(sys.argv[1], 7878)
+    node = await kvwire.kit.serve(sys.argv[1], 7878)
     print("up", flush=True)
     await asyncio.Event().wait()
 kvwire.run(main())
@@ -213,7 +213,9 @@ class TestPaths:
 
     def test_a_node_of_another_version(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
-            threading.Thread(target=answer, args=(server, preamble(ConnectionKind.CONTROL, 9)), daemon=True).start()
+            threading.Thread(
+                target=answer, args=(server, preamble(ConnectionKind.CONTROL, plain=True, version=9)), daemon=True
+            ).start()
             found = doctor("127.0.0.1", "-p", str(server.getsockname()[1]))
         (finding,) = (f for f in findings(found, "path") if f["level"] == "fault")
         assert "wire version 9" in finding["found"]

@@ -20,7 +20,7 @@ from kvwire._ext.outgoing import OutTransfer
 from kvwire.errors import Closed, ProtocolError
 from tests.net.engines import CELL, PATIENCE_S, Memory, Pair, all_ready, closures, commit, tcp_pair, until
 
-pytestmark = pytest.mark.usefixtures("nothing_left")
+pytestmark = pytest.mark.usefixtures("nothing_left", "sealing")
 
 SHAPES = [(16, 1 << 18)] * 2  # 8 MiB
 

@@ -30,7 +30,7 @@ from tests.net.engines import (
     until,
 )
 
-pytestmark = pytest.mark.usefixtures("nothing_left")
+pytestmark = pytest.mark.usefixtures("nothing_left", "sealing")
 
 SHAPES = [(16, 1 << 18)] * 2  # 8 MiB, 2048 cells
 SMALL = [(2, CELL), (1, CELL + 100)]  # four cells

@@ -16,7 +16,6 @@ from kvwire import (
     DeadlineExceeded,
     Incoming,
     LinkLost,
-    Node,
     OfferRefused,
     Outgoing,
     PeerAborted,
@@ -50,7 +49,7 @@ class Scene(kit.Pair):
 
     async def live(self, config: Config = CONFIG) -> None:
         """Another one is there."""
-        self.server = await Node.serve("127.0.0.1", 0, config)
+        self.server = await kit.serve("127.0.0.1", 0, config)
         self.proxy.target = self.server.port
         self.proxy.heal()
 
@@ -70,9 +69,9 @@ class Scene(kit.Pair):
 
 @asynccontextmanager
 async def scene() -> AsyncIterator[Scene]:
-    server = await Node.serve("127.0.0.1", 0, CONFIG)
+    server = await kit.serve("127.0.0.1", 0, CONFIG)
     with proxied(server.port) as proxy:
-        async with await Node.start(CONFIG) as client:
+        async with await kit.start(CONFIG) as client:
             found = Scene(server, client, await client.connect("127.0.0.1", proxy.port), proxy)
             try:
                 yield found
@@ -292,7 +291,7 @@ async def test_a_process_that_is_killed_and_started_again(done: str) -> None:
     """With SIGKILL, at any point; the next one, at the same port, gets every byte."""
     offer = manifest("killed", kit.FIVE)
     source = Caches(offer, filled=True)
-    async with await Node.start(CONFIG) as node:
+    async with await kit.start(CONFIG) as node:
         async with another_process("peer_process", "receive") as process:
             port = await line(process)
             link = await node.connect("127.0.0.1", int(port))
@@ -355,9 +354,9 @@ async def test_a_peer_that_hangs_up_at_once(greets: bool) -> None:
         nonlocal lives
         lives += 1
         life = lives.to_bytes(16, "little")
-        writer.write(wire.control_preamble())
+        writer.write(wire.control_preamble(plain=True))
         if greets:
-            writer.write(schema.encode(schema.Hello(life, bytes(32), life, "weary", 0, 4, 65536)))
+            writer.write(schema.encode(schema.Hello(1, ["crc32c"], b"", life, bytes(32), life, "weary", 0, 4, 65536)))
         await reader.readexactly(wire.PREAMBLE_BYTES + 100)
         writer.close()
 
@@ -386,8 +385,8 @@ async def test_a_receiver_that_is_full_when_it_is_back() -> None:
     async with scene() as there:
         out, _, source, _ = await kit.half_sent(there, kit.manifest("r", kit.FIVE))
         await there.die()
-        there.server = await Node.serve("127.0.0.1", 0, Config(lanes=2, max_links=1))
-        async with await Node.start(CONFIG) as other:
+        there.server = await kit.serve("127.0.0.1", 0, Config(lanes=2, max_links=1))
+        async with await kit.start(CONFIG) as other:
             link = await other.connect("127.0.0.1", there.server.port)
             with pytest.raises(PeerBusy, match="1 links are up already") as busy:
                 await other.connect("127.0.0.1", there.server.port)

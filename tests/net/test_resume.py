@@ -14,7 +14,6 @@ from kvwire import (
     DeadlineExceeded,
     Link,
     LinkLost,
-    Node,
     OfferRefused,
     PeerAborted,
     wire,
@@ -100,10 +99,10 @@ async def test_offers_and_grants_that_meet_no_connection() -> None:
 
 async def test_a_good_bye_counts_though_nothing_can_be_written_any_more() -> None:
     """Whoever says good-bye and hangs up is gone for good, also where that is noticed by writing."""
-    async with await Node.serve("127.0.0.1", 0) as node:
+    async with await kit.serve("127.0.0.1", 0) as node:
         with socket.create_connection(("127.0.0.1", node.port)) as peer:
-            hello = schema.Hello(b"p" * 16, b"r" * 32, b"", "peer", 1, 4, 65536)
-            peer.sendall(wire.control_preamble() + schema.encode(hello))
+            hello = schema.Hello(1, ["crc32c"], b"", b"p" * 16, b"r" * 32, b"", "peer", 1, 4, 65536)
+            peer.sendall(wire.control_preamble(plain=True) + schema.encode(hello))
             await kit.eventually(lambda: node.links, "the link")
             (link,) = node.links
             # All this while the loop stands still, which then has something to write before it looks what came.
@@ -230,7 +229,7 @@ async def test_what_became_of_a_transfer_whose_link_is_gone() -> None:
         assert await link.outcome_of(out) == "committed"
         assert await link.outcome_of(out2) == "aborted"
         assert await link.outcome_of(out) == "committed"
-    async with await Node.serve("127.0.0.1", 0) as another, await Node.start() as client:
+    async with await kit.serve("127.0.0.1", 0) as another, await kit.start() as client:
         link = await client.connect("127.0.0.1", another.port)
         assert await link.outcome_of(out) == "unknown"
 
@@ -241,7 +240,7 @@ async def test_what_becomes_of_a_transfer_that_may_still_go_on_is_not_known() ->
         out, incoming, source, target = await half_sent(pair, kit.manifest("r", kit.FIVE))
         proxy.cut()
         await kit.eventually(lambda: pair.link.suspended and pair.back.suspended, "both to notice")
-        async with await Node.start() as other:
+        async with await kit.start() as other:
             link = await other.connect("127.0.0.1", pair.server.port)
             assert await link.outcome_of(out) == "unknown"
         proxy.heal()

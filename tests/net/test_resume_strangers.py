@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
 def hello(link_id: bytes, boot_id: bytes = b"s" * 16) -> schema.Hello:
-    return schema.Hello(boot_id, b"r" * 32, link_id, "stranger", 2, 4, 65536)
+    return schema.Hello(1, ["crc32c"], b"", boot_id, b"r" * 32, link_id, "stranger", 2, 4, 65536)
 
 
 @asynccontextmanager
@@ -25,7 +25,7 @@ async def stranger(node: Node, *said: bytes) -> AsyncIterator[list[schema.Messag
     """A raw connection that says this; what the node answered, up to the end of the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
     try:
-        writer.write(wire.control_preamble() + b"".join(said))
+        writer.write(wire.control_preamble(plain=True) + b"".join(said))
         answer = (await asyncio.wait_for(reader.read(), 10))[wire.PREAMBLE_BYTES :]
         messages, found = schema.MessageReader(1 << 20), []
         messages.feed(answer)
@@ -77,8 +77,8 @@ async def test_a_greeting_that_never_ends() -> None:
     config = Config(lanes=2, handshake_timeout_s=0.2)
     async with joined(config) as pair:
         reader, writer = await asyncio.open_connection("127.0.0.1", pair.server.port)
-        writer.write(wire.control_preamble() + schema.encode(hello(b""))[:-1])
-        assert await asyncio.wait_for(reader.read(), 10) == wire.control_preamble()
+        writer.write(wire.control_preamble(plain=True) + schema.encode(hello(b""))[:-1])
+        assert await asyncio.wait_for(reader.read(), 10) == wire.control_preamble(plain=True)
         assert len(pair.server.links) == 1
         writer.close()
         with contextlib.suppress(OSError):
@@ -110,11 +110,11 @@ async def test_strangers_that_greet_and_go_take_nobody_s_place() -> None:
         out, incoming = await kit.granted(pair.link, pair.server, offer, source, target)
         for number in range(12):
             reader, writer = await asyncio.open_connection("127.0.0.1", pair.server.port)
-            writer.write(wire.control_preamble() + schema.encode(hello(b"", number.to_bytes(16, "big"))))
+            writer.write(wire.control_preamble(plain=True) + schema.encode(hello(b"", number.to_bytes(16, "big"))))
             await reader.readexactly(wire.PREAMBLE_BYTES + 50)
             writer.close()
         await kit.eventually(lambda: sum(link.suspended for link in pair.server.links) == 3, lambda: pair.server.links)
-        async with await Node.start(config) as client:
+        async with await kit.start(config) as client:
             link = await client.connect("127.0.0.1", pair.server.port)
             await kit.move(link, pair.server, "honest")
         kit.ready_all(out)
@@ -128,7 +128,7 @@ async def test_a_dialler_has_as_many_lanes_as_there_may_be() -> None:
     async with joined() as pair, contextlib.AsyncExitStack() as stack:
         reader, writer = await asyncio.open_connection("127.0.0.1", pair.server.port)
         stack.callback(writer.close)
-        writer.write(wire.control_preamble() + schema.encode(replace(hello(b""), lanes=60)))
+        writer.write(wire.control_preamble(plain=True) + schema.encode(replace(hello(b""), lanes=60)))
         await reader.readexactly(wire.PREAMBLE_BYTES)
         messages, tickets = schema.MessageReader(1 << 20), []
         for _ in range(64):

@@ -182,9 +182,9 @@ async def test_a_peer_that_has_gone_without_a_word_is_noticed(sending: bool) -> 
     """Not a reset but a black hole, while bytes are on their way and while none are: the kernel has to tell."""
     with two_hosts() as (there, here):
         with entered(there):
-            server = await Node.serve(there.ipv4, 0)
+            server = await kit.serve(there.ipv4, 0)
         with entered(here):
-            client = await Node.start(Config(lanes=2))
+            client = await kit.start(Config(lanes=2))
             pair = kit.Pair(server, client, await client.connect(there.ipv4, server.port))
             offer = kit.manifest("r", SPECS)
             source, target = Caches(offer, filled=True), Caches(offer)
@@ -218,7 +218,7 @@ async def test_a_peer_whose_python_stands_still_is_alive() -> None:
     port: list[int] = []
 
     async def stands_still() -> None:
-        async with await Node.serve("127.0.0.1", 0, config) as server:
+        async with await kit.serve("127.0.0.1", 0, config) as server:
             port.append(server.port)
             started.set()
             incoming = await server.accept()
@@ -233,7 +233,7 @@ async def test_a_peer_whose_python_stands_still_is_alive() -> None:
     thread = threading.Thread(target=lambda: asyncio.run(stands_still()))
     thread.start()
     await asyncio.to_thread(started.wait, 10)
-    async with await Node.start(config) as client:
+    async with await kit.start(config) as client:
         link = await client.connect("127.0.0.1", port[0])
         offer = kit.manifest("r", SPECS)
         source = Caches(offer, filled=True)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from kvwire._ext.cipher import Cipher
+from kvwire._ext.seal import MOST
 from kvwire._ext.sendqueue import SendQueue
 from kvwire.errors import Closed
 from tests.sim.lane import Lane, Reason
@@ -22,8 +24,15 @@ LONG_STEP_S = 0.05
 class SimEngine:
     """Workers are steps on the clock; `fileno` is an eventfd that only the process's own loop knows."""
 
-    def __init__(self, workers: int = 2, stream_bytes: int = 512 * 1024, max_cell_bytes: int = 256 * 1024) -> None:
-        del workers, stream_bytes
+    def __init__(
+        self,
+        workers: int = 2,
+        stream_bytes: int = 512 * 1024,
+        max_cell_bytes: int = 256 * 1024,
+        rekey: tuple[int, int, float] = MOST,
+        cipher: Cipher | None = None,
+    ) -> None:
+        del workers, stream_bytes, rekey, cipher
         self.loop = here()
         self.host = self.loop.host
         process = self.loop.process
@@ -93,7 +102,8 @@ class SimEngineLink:
         if self.closed:
             raise Closed("the link is closed")
 
-    def add_lane(self, fd: int, lane: int, incarnation: int) -> None:
+    def add_lane(self, fd: int, lane: int, incarnation: int, secrets: tuple[bytes, bytes] | None = None) -> None:
+        del secrets  # what these lanes carry nobody else sees
         end = self.engine.host.ends.get(fd)
         try:
             self.check()
@@ -125,7 +135,11 @@ class SimEngineLink:
         return [(lane.number, lane.incarnation, lane.reason, lane.detail, lane.rx_seq) for lane in gone]
 
     def lane_stats(self) -> list[dict[str, int]]:
-        return [{"lane": lane.number, "incarnation": lane.incarnation} for lane in self.lanes if not lane.retired]
+        return [
+            {"lane": lane.number, "incarnation": lane.incarnation, "sent_epoch": 0, "received_epoch": 0}
+            for lane in self.lanes
+            if not lane.retired
+        ]
 
     def wake(self) -> None:
         """There is something to send: every lane looks."""

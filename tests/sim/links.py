@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kvwire import wire
+from kvwire.control import Stream
 from kvwire.errors import KvwireError
 from kvwire.link import Link
 from tests.sim.history import BOUNDED
@@ -15,6 +15,7 @@ from tests.sim.network import Connection, Host
 
 if TYPE_CHECKING:
     from kvwire.node import Node
+    from kvwire.security import Peer
     from tests.sim.world import Process
 
 
@@ -32,8 +33,8 @@ class Spell:
 class SimLink(Link):
     """One end of a link."""
 
-    def __init__(self, node: Node, session: wire.Session, peer: str) -> None:
-        super().__init__(node, session, peer)
+    def __init__(self, node: Node, session: wire.Session, peer: str, identity: Peer | None) -> None:
+        super().__init__(node, session, peer, identity)
         self.process: Process = self.loop.process  # type: ignore[attr-defined]
         self.world = self.process.world
         self.controls: list[Connection] = []
@@ -86,11 +87,11 @@ class SimLink(Link):
 
     # --- what is written down -------------------------------------------------------------------------------------
 
-    def _connect(self, sock: socket.socket, heard: bytes) -> None:
-        connection: Connection = sock.end.connection  # type: ignore[attr-defined]
+    def _connect(self, stream: Stream, heard: bytes) -> None:
+        connection: Connection = stream.sock.end.connection  # type: ignore[attr-defined]
         self.controls.append(connection)
         connection.links.append(self)
-        super()._connect(sock, heard)
+        super()._connect(stream, heard)
 
     def _on_event(self, event: wire.Event) -> None:
         counts, now = self.world.counts, self.world.clock.now

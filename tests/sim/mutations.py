@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from kvwire import control, dialler, driver, link, node, outgoing, transfer, wire
+from kvwire import acceptor, control, dialler, driver, lanes, link, node, outgoing, transfer, wire
 from kvwire._ext import frame
 from kvwire.errors import KvwireError, LinkLost
 from kvwire.wire import exchange, schema, states
@@ -141,7 +141,7 @@ def _no_redial() -> list[Any]:
 
 
 def _lane_closed_unheeded() -> list[Any]:
-    return [mock.patch.object(link.Link, "_close_lane", _nothing)]
+    return [mock.patch.object(lanes.Lanes, "close", _nothing)]
 
 
 def _a_lane_takes_its_link_along() -> list[Any]:
@@ -187,7 +187,7 @@ def _leases_kept() -> list[Any]:
 
 
 def _accepted_sockets_left_open() -> list[Any]:
-    return [mock.patch.object(node, "_close_if_cancelled", _nothing)]
+    return [mock.patch.object(acceptor, "_close_if_cancelled", _nothing)]
 
 
 # --- 7: strangers ---------------------------------------------------------------------------------------------
@@ -203,9 +203,9 @@ def _patience_with_strangers() -> list[Any]:
             sock.close()
             raise
         finally:
-            self._handshakes.release()
+            self.handshakes.release()
 
-    return [mock.patch.object(node.Node, "_greet", greet)]
+    return [mock.patch.object(acceptor.Acceptor, "_greet", greet)]
 
 
 def _any_number_of_strangers() -> list[Any]:

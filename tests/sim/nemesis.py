@@ -358,12 +358,12 @@ class Nemesis:
             (
                 b"",
                 b"GET / HTTP/1.1\r\n\r\n",
-                wire.control_preamble()[:5],
-                wire.control_preamble(),
-                wire.control_preamble() + goodbye,
-                wire.control_preamble() + b"\xff" * 60,
-                wire.preamble.preamble(wire.ConnectionKind.CONTROL, 99),
-                wire.preamble.preamble(wire.ConnectionKind.LANE) + rng.randbytes(wire.JOIN_BYTES),
+                wire.control_preamble(plain=True)[:5],
+                wire.control_preamble(plain=True),
+                wire.control_preamble(plain=True) + goodbye,
+                wire.control_preamble(plain=True) + b"\xff" * 60,
+                wire.preamble.preamble(wire.ConnectionKind.CONTROL, plain=True, version=99),
+                wire.preamble.preamble(wire.ConnectionKind.LANE, plain=True) + rng.randbytes(wire.JOIN_BYTES),
             )
         )
         with contextlib.suppress(OSError, KvwireError):

@@ -265,7 +265,8 @@ class Verdict:
         assert node is not None
         left = {"watched": len(node._watched) - len(node._links), "offers": len(node._offers)}
         left["tasks"] = len(node._tasks) - 1 + sum(len(link._tasks) for link in node.links)
-        left["handshakes"] = self.world.config.max_handshakes - 1 - node._handshakes._value
+        assert node._acceptor is not None
+        left["handshakes"] = self.world.config.max_handshakes - 1 - node._acceptor.handshakes._value
         for link in map(sim_link, node.links):
             session = link._session
             if link.tainted:

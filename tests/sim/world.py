@@ -79,6 +79,7 @@ class World:
 def some_config(rng: random.Random, tight: bool) -> Config:
     """The smallest cells and few lanes, so that a scenario is small; timeouts of every kind."""
     return Config(
+        plain=True,
         lanes=rng.randint(1, 3),
         cell_bytes=4096,
         stream_bytes=64 << 10,

@@ -93,7 +93,7 @@ def test_noise_is_no_frame(noise: bytes) -> None:
         ({"version": 2}, "version"),
         ({"flags": 1}, "version"),
         ({"codec": 1}, "version"),
-        ({"epoch": 1}, "version"),
+        ({"epoch": 1}, "epoch"),
         ({"type": 0}, "type"),
         ({"type": 4}, "type"),
         ({"type": 255}, "type"),

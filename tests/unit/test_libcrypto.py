@@ -25,8 +25,14 @@ try:
 except ConfigError as error:
     print(json.dumps(str(error)))
 """
-NO_SSL = "import sys; sys.modules['_ssl'] = None\n"
-"""As in a Python that was built without OpenSSL: `import _ssl` raises ImportError."""
+NO_SSL = f"""
+import sys, types
+package = sys.modules["kvwire"] = types.ModuleType("kvwire")  # all of kvwire would bring OpenSSL into the process
+package.__path__ = [{str(Path(libcrypto.__file__).parents[1])!r}]
+sys.modules["_ssl"] = None
+from kvwire._ext import libcrypto
+"""
+"""As in a Python with OpenSSL inside itself: there is no file that could be opened."""
 
 
 def find(before: str = "from kvwire._ext import libcrypto", **environment: str) -> Any:
@@ -39,7 +45,7 @@ def find(before: str = "from kvwire._ext import libcrypto", **environment: str) 
 
 
 def without_ssl(**environment: str) -> Any:
-    return find(NO_SSL + "from kvwire._ext import libcrypto", **environment)
+    return find(NO_SSL, **environment)
 
 
 @pytest.fixture(scope="module")

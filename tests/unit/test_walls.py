@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_ext": {"errors"},
     "wire": BASE | PURE_EXT,
     "congestion": BASE | PURE_EXT,
-    "security": BASE | {"_ext"},
+    "security": BASE | {"_ext", "wire.keys"},
     "codecs": BASE | {"_ext"},
     "pool": BASE | {"_ext"},
     "telemetry": {"types", "congestion"},
@@ -34,7 +34,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {"kvwire", "emulate", "_ext.crc32c", "_ext.build_info", "_ext.libcrypto"},
 }
 BELOW_ASYNCIO = BASE | {"_ext", "wire", "congestion", "security", "codecs", "pool", "telemetry"}
-ASYNCIO = {"sockets", "link", "driver", "control", "dialler", "node", "transfer", "outgoing", "incoming"}
+ASYNCIO = {"sockets", "link", "lanes", "driver", "control", "dialler", "acceptor", "node", "transfer", "outgoing"}
+ASYNCIO |= {"incoming", "outcomes", "guard", "journal"}
 MAY_IMPORT |= {part: BELOW_ASYNCIO | ASYNCIO for part in {"__init__"} | ASYNCIO}
 
 PURE = {"wire", "congestion"}

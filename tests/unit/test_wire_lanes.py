@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from kvwire import LimitExceeded, LocalError, ProtocolError
-from kvwire.wire import JOIN_BYTES, events, join_bytes, parse_join
-from kvwire.wire.preamble import Join
+from kvwire.wire import JOIN_BYTES, events, parse_join
+from kvwire.wire.preamble import Join, join_bytes
 from kvwire.wire.tickets import MAX_TICKETS, TICKET_VALID_S, Tickets
 from tests.unit.wire_pair import Pair, only
 
@@ -20,34 +20,34 @@ def test_ticket_is_good_once() -> None:
     ticket = tickets.issue(0.0, b"s" * 32)
     for lane, incarnation in ((ticket[0] + 1, ticket[1]), (ticket[0], ticket[1] + 1), (ticket[0], 0)):
         with pytest.raises(ProtocolError):
-            tickets.redeem(0.0, join(lane, incarnation))
+            tickets.redeem(0.0, join(lane, incarnation), b"")
     with pytest.raises(ProtocolError, match="MAC"):
-        tickets.redeem(0.0, join(*ticket, b"x" * 32))  # and the ticket is still good
-    tickets.redeem(TICKET_VALID_S, join(*ticket))
+        tickets.redeem(0.0, join(*ticket, b"x" * 32), b"")  # and the ticket is still good
+    tickets.redeem(TICKET_VALID_S, join(*ticket), b"")
     with pytest.raises(ProtocolError):
-        tickets.redeem(TICKET_VALID_S, join(*ticket))
+        tickets.redeem(TICKET_VALID_S, join(*ticket), b"")
 
 
 def test_ticket_expires_and_its_lane_is_used_again() -> None:
     tickets = Tickets()
     lane, incarnation = tickets.issue(0.0, b"s" * 32)
     with pytest.raises(ProtocolError, match="expired"):
-        tickets.redeem(TICKET_VALID_S + 0.001, join(lane, incarnation))
+        tickets.redeem(TICKET_VALID_S + 0.001, join(lane, incarnation), b"")
     assert tickets.issue(TICKET_VALID_S + 1, b"s" * 32) == (lane, incarnation + 1)
     assert tickets.issue(TICKET_VALID_S + 1, b"s" * 32) == (lane + 1, 1)
     with pytest.raises(ProtocolError):
-        tickets.redeem(TICKET_VALID_S + 1, join(lane, incarnation))
+        tickets.redeem(TICKET_VALID_S + 1, join(lane, incarnation), b"")
 
 
 def test_late_free_of_an_older_incarnation() -> None:
     tickets = Tickets()
     old = tickets.issue(0.0, b"s" * 32)
     tickets.free(*old)  # never opened: nothing to free
-    tickets.redeem(0.0, join(*old))
+    tickets.redeem(0.0, join(*old), b"")
     tickets.free(*old)
     new = tickets.issue(0.0, b"t" * 32)
     assert new == (old[0], old[1] + 1)
-    tickets.redeem(0.0, join(*new, b"t" * 32))
+    tickets.redeem(0.0, join(*new, b"t" * 32), b"")
     tickets.free(*old)
     tickets.free(*old)
     assert tickets.issue(0.0, b"u" * 32) == (new[0] + 1, 1)
@@ -59,7 +59,7 @@ def test_tickets_out_at_once() -> None:
     assert len({lane for lane, _ in given}) == MAX_TICKETS
     with pytest.raises(LimitExceeded):
         tickets.issue(TICKET_VALID_S, b"s" * 32)
-    tickets.redeem(0.0, join(*given[5]))
+    tickets.redeem(0.0, join(*given[5]), b"")
     tickets.issue(0.0, b"s" * 32)
 
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from kvwire import NotKvwire, ProtocolError, SpecError, VersionMismatch
+from kvwire import ModeMismatch, NotKvwire, ProtocolError, SpecError, VersionMismatch
 from kvwire.types import BlockRange, Grant
 from kvwire.wire import (
     JOIN_BYTES,
@@ -15,17 +15,17 @@ from kvwire.wire import (
     ConnectionKind,
     classify,
     control_preamble,
-    join_bytes,
     parse_join,
     schema,
 )
 from kvwire.wire.manifest import pack_manifest, pack_runs, unpack_manifest, unpack_runs
-from kvwire.wire.preamble import preamble, verify_join
+from kvwire.wire.preamble import join_bytes, preamble, verify_join
 from tests.unit.wire_pair import frame, make_manifest
 
 MANIFEST = make_manifest()
 EXAMPLES: list[schema.Message] = [
-    schema.Hello(b"b" * 16, b"r" * 32, b"l" * 16, "kvwire", 4, 256, 1 << 22),
+    schema.Hello(1, ["crc32c"], b"", b"b" * 16, b"r" * 32, b"l" * 16, "kvwire", 4, 256, 1 << 22),
+    schema.Finished(b"m" * 32),
     schema.Offer(1, pack_manifest(MANIFEST), 60.0, 1),
     schema.GrantMessage(1, pack_runs(Grant(((BlockRange(0, 7),), (), (BlockRange(0, 1),)), 65536)), 65536),
     schema.Refuse(1, "refused", "no room"),
@@ -193,8 +193,8 @@ def test_bad_runs(value: list[object]) -> None:
 
 
 def test_preamble() -> None:
-    assert classify(control_preamble()) is ConnectionKind.CONTROL
-    assert classify(preamble(ConnectionKind.LANE)) is ConnectionKind.LANE
+    assert classify(control_preamble(plain=True), plain=True) is ConnectionKind.CONTROL
+    assert classify(preamble(ConnectionKind.LANE, plain=True), plain=True) is ConnectionKind.LANE
 
 
 @pytest.mark.parametrize(
@@ -213,31 +213,35 @@ def test_preamble() -> None:
 )
 def test_stranger_is_named(first: bytes, kind: str) -> None:
     with pytest.raises(NotKvwire, match=kind):
-        classify(first[:PREAMBLE_BYTES])
+        classify(first[:PREAMBLE_BYTES], plain=True)
 
 
 @pytest.mark.parametrize("kind", list(ConnectionKind))
 def test_other_versions_and_flags(kind: ConnectionKind) -> None:
     for version in (0, WIRE_VERSION + 1, 0xFFFF):
         with pytest.raises(VersionMismatch, match=f"version {version}, this side {WIRE_VERSION}"):
-            classify(preamble(kind, version))
-    for flags in (0, 2, 3, 0x8001, 0xFFFF):
+            classify(preamble(kind, plain=True, version=version), plain=True)
+    for plain in (True, False):
+        assert classify(preamble(kind, plain=plain), plain=plain) is kind
+        with pytest.raises(ModeMismatch, match="this side is plain" if plain else "this side is sealed"):
+            classify(preamble(kind, plain=not plain), plain=plain)
+    for flags in (0, 3, 0x8001, 0xFFFF):
         with pytest.raises(ProtocolError, match=f"{flags:#x}"):
-            classify(preamble(kind)[:6] + flags.to_bytes(2, "little"))
+            classify(preamble(kind, plain=True)[:6] + flags.to_bytes(2, "little"), plain=True)
 
 
 def test_preamble_cut_and_merged() -> None:
-    data = control_preamble()
+    data = control_preamble(plain=True)
     for cut in range(len(data)):
         with pytest.raises(NotKvwire, match=f"{cut} bytes"):
-            classify(data[:cut])
+            classify(data[:cut], plain=True)
     with pytest.raises(NotKvwire):
-        classify(data + b"x")
+        classify(data + b"x", plain=True)
 
 
 def test_join() -> None:
     data = join_bytes(b"L" * 16, 3, 2, b"r" * 32, b"s" * 32)
-    assert classify(data[:PREAMBLE_BYTES]) is ConnectionKind.LANE
+    assert classify(data[:PREAMBLE_BYTES], plain=True) is ConnectionKind.LANE
     body = data[PREAMBLE_BYTES:]
     assert len(body) == JOIN_BYTES
     join = parse_join(body)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from kvwire import Closed, Config, LimitExceeded, LinkLost, LocalError, ProtocolError
-from kvwire.wire import JOIN_BYTES, Session, events, join_bytes, parse_join, schema, states
+from kvwire.wire import JOIN_BYTES, Session, events, parse_join, schema, states
+from kvwire.wire.preamble import join_bytes
 from kvwire.wire.session import MAX_QUEUED_FACTOR
 from kvwire.wire.states import Transfer
 from tests.unit.wire_pair import CONFIG, Pair, Way, drain, make_manifest, messages, only, whole

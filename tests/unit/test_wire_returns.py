@@ -15,7 +15,9 @@ from tests.unit.wire_pair import Pair, Way, broken, drain, frame, make_manifest,
 
 MANIFEST = make_manifest()
 RUNS = pack_runs(whole(MANIFEST))
-HELLO = schema.Hello(b"d" * 16, b"D" * 32, b"L" * 16, "peer", 4, 4, 65536)  # of a dialler that resumes
+HELLO = schema.Hello(
+    1, ["crc32c"], b"", b"d" * 16, b"D" * 32, b"L" * 16, "peer", 4, 4, 65536
+)  # of a dialler that resumes
 
 
 def ids(*transfers: int) -> schema.Resume:
@@ -122,7 +124,7 @@ def test_ids_that_are_none(role: str, transfers: object) -> None:
     session: Session = getattr(pair, role)
     session.resume(pair.now, b"R" * 32)
     boot_id = b"d" * 16 if role == "acceptor" else b"a" * 16
-    pair.tell(session, schema.Hello(boot_id, b"D" * 32, b"L" * 16, "peer", 4, 4, 65536))
+    pair.tell(session, schema.Hello(1, ["crc32c"], b"", boot_id, b"D" * 32, b"L" * 16, "peer", 4, 4, 65536))
     session.receive_data(pair.now, frame({"t": "resume", "transfers": transfers}))
     broken(session, "transfers")
 
@@ -151,7 +153,7 @@ def test_somebody_else_resumes(role: str, boot_id: bytes, link_id: bytes, words:
     session: Session = getattr(pair, role)
     session.resume(pair.now, b"R" * 32)
     session.data_to_send()
-    pair.tell(session, schema.Hello(boot_id, b"D" * 32, link_id, "peer", 4, 4, 65536), ids())
+    pair.tell(session, schema.Hello(1, ["crc32c"], b"", boot_id, b"D" * 32, link_id, "peer", 4, 4, 65536), ids())
     broken(session, words)
 
 

@@ -23,12 +23,12 @@ from kvwire import (
 )
 from kvwire.types import BlockRange, Grant, ModelTag, layout_digest
 from kvwire.wire import Session, control_preamble, events, schema, states
+from kvwire.wire.greeting import GREETING_BYTES
 from kvwire.wire.manifest import pack_manifest, pack_runs
-from kvwire.wire.session import GREETING_BYTES
 from tests.unit.wire_pair import CONFIG, SPECS, Pair, broken, drain, frame, make_manifest, messages, only, whole
 
 MANIFEST = make_manifest()
-HELLO = schema.Hello(b"d" * 16, b"D" * 32, b"", "peer", 4, 4, 65536)
+HELLO = schema.Hello(1, ["crc32c"], b"", b"d" * 16, b"D" * 32, b"", "peer", 4, 4, 65536)
 OFFER = schema.Offer(1, pack_manifest(MANIFEST), 60.0, 1)
 
 
@@ -37,7 +37,7 @@ STRANGERS = {
     "tls": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(32),
     "ssh": b"SSH-2.0-OpenSSH_9.6\r\n",
     "noise": bytes(range(255, 155, -1)),
-    "preamble again": control_preamble(),
+    "preamble again": control_preamble(plain=True),
     "too long": (GREETING_BYTES + 1).to_bytes(4, "little"),
     "empty": bytes(4),
     "no map": frame([1, 2, 3]),
@@ -94,7 +94,7 @@ def test_acceptor_may_not_ask_for_lanes() -> None:
 
 def test_the_acceptor_names_the_link() -> None:
     session = Pair(greet=False).dialler
-    session.receive_data(1000.0, schema.encode(schema.Hello(b"d" * 16, b"D" * 32, b"", "peer", 4, 4, 65536)))
+    session.receive_data(1000.0, schema.encode(HELLO))
     broken(session, "the acceptor names the link")
 
 

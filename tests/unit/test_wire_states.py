@@ -9,38 +9,58 @@ import pytest
 from kvwire import LinkLost, LocalError, ProtocolError
 from kvwire.wire import Session, events, schema, states
 from kvwire.wire.states import SESSION
-from tests.unit.wire_pair import CONFIG, act, drain, messages, only
+from tests.unit.wire_pair import CONFIG, act, agreement, drain, messages, only
 
+PLAIN = "recv hello"
+SEALED = ("recv sealed hello", "recv finished")
 STARTS: dict[str, tuple[str, ...]] = {
     "greeting": (),
-    "open": ("recv hello",),
-    "suspended": ("recv hello", "lose"),
-    "greeting again": ("recv hello", "lose", "resume"),
-    "open again": ("recv hello", "lose", "resume", "recv hello"),
+    "open": (PLAIN,),
+    "suspended": (PLAIN, "lose"),
+    "greeting again": (PLAIN, "lose", "resume"),
+    "open again": (PLAIN, "lose", "resume", PLAIN),
     "closed": ("close",),
+    "sealed greeting": (),
+    "sealed confirming": SEALED[:1],
+    "sealed open": SEALED,
+    "sealed suspended": (*SEALED, "lose"),
+    "sealed greeting again": (*SEALED, "lose", "resume"),
+    "sealed confirming again": (*SEALED, "lose", "resume", SEALED[0]),
+    "sealed open again": (*SEALED, "lose", "resume", *SEALED),
 }
 WHATS = sorted({what for _, what in SESSION})
 
 
+def state_of(start: str) -> states.Session:
+    return states.Session(start.removeprefix("sealed ").removesuffix(" again"))
+
+
 def session_that(start: str) -> Session:
     """A dialler that all this has happened to."""
-    session = Session("dialler", CONFIG, b"d" * 16, b"D" * 32, b"", 0.0)
+    keys = agreement("dialler") if start.startswith("sealed") else None
+    session = Session("dialler", CONFIG, b"d" * 16, b"D" * 32, b"", 0.0, keys)
     for what in STARTS[start]:
         act(session, 0.0, what)
-    assert session.state is states.Session(start.removesuffix(" again"))
+    assert session.state is state_of(start)
     drain(session)
     session.data_to_send()
     return session
 
 
+def has_row(start: str, what: str) -> bool:
+    """Whether the table says what happens; a plain session takes no sealed hello, nor the other way round."""
+    wrong = "recv hello" if start.startswith("sealed") else "recv sealed hello"
+    return what != wrong and (state_of(start), what) in SESSION
+
+
 def expected(start: str, what: str) -> list[type[events.Event]]:
     """The events that a row tells."""
-    if start == "greeting again" and what == "time out":
+    again = start.endswith(" again")
+    if again and state_of(start) is not states.Session.OPEN and what == "time out":
         return [events.Suspended, events.Closed]  # it is tried again until the time for that is over too
-    if what == "recv hello":
-        return [events.HelloDone if start == "greeting" else events.Resumed]
-    after = SESSION[states.Session(start.removesuffix(" again")), what]
+    after = SESSION[state_of(start), what]
     told: dict[states.Session, list[type[events.Event]]] = {
+        states.Session.OPEN: [events.Resumed if again else events.HelloDone],
         states.Session.SUSPENDED: [events.Suspended],
         states.Session.CLOSED: [events.Closed],
     }
@@ -51,16 +71,17 @@ def expected(start: str, what: str) -> list[type[events.Event]]:
 def test_session(start: str, what: str) -> None:
     session = session_that(start)
     state = session.state
-    if what == "resume" and start != "suspended":
+    if what == "resume" and state is not states.Session.SUSPENDED:
         with pytest.raises(LocalError, match=state.value):
             act(session, 0.0, what)
         assert session.state is state
         return
     act(session, 0.0, what)
-    if start == "greeting" and what == "lose":  # nothing was there yet that could be resumed
+    before_open = state_of(start) in (states.Session.GREETING, states.Session.CONFIRMING)
+    if before_open and not start.endswith("again") and what == "lose":  # nothing was there yet that could be resumed
         assert session.state is states.Session.CLOSED
         assert type(only(session, events.Closed).error) is LinkLost
-    elif (state, what) in SESSION:
+    elif has_row(start, what):
         assert session.state is SESSION[state, what]
         assert [type(event) for event in drain(session)] == expected(start, what)
     elif what == "time out" and state is states.Session.OPEN:  # silence is pinged

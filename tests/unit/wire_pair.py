@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from typing import TypeVar
+from dataclasses import replace
+from datetime import datetime
+from functools import cache, partial
+from typing import Any, TypeVar
 
 import msgpack
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from kvwire import Config, DType, GroupKind, GroupSpec, LinkLost, Manifest, ModelTag, ProtocolError
+from kvwire.security.schedule import Agreement
 from kvwire.types import Grant
-from kvwire.wire import Session, events, schema, states
+from kvwire.wire import Role, Session, events, schema, states
 from kvwire.wire.states import Transfer
 
 CONFIG = Config(max_message_bytes=65536, max_transfers=4, ping_interval_s=10.0, handshake_timeout_s=5.0)
@@ -20,7 +26,7 @@ SPECS = (
     GroupSpec.attention("window", range(2, 4), DType.BF16, block_tokens=16, heads=2, head_dim=8, window=32),
     GroupSpec.state("ssm", GroupKind.RECURRENT, (4,), DType.FP32, (4, 4)),
 )
-HELLO = schema.Hello(b"a" * 16, b"A" * 32, b"L" * 16, "peer", 0, 4, 65536)
+HELLO = schema.Hello(1, ["crc32c"], b"", b"a" * 16, b"A" * 32, b"L" * 16, "peer", 0, 4, 65536)
 TOKENS = 100  # blocks 0..7 of "full", 4..7 of "window"
 
 E = TypeVar("E", bound=events.Event)
@@ -57,7 +63,7 @@ def messages(data: bytes) -> list[schema.Message]:
     return found
 
 
-def drain(session: Session) -> list[events.Event]:
+def drain_all(session: Session) -> list[events.Event]:
     """All events that wait to be taken."""
     found = []
     while (event := session.next_event()) is not None:
@@ -65,9 +71,14 @@ def drain(session: Session) -> list[events.Event]:
     return found
 
 
+def drain(session: Session) -> list[events.Event]:
+    """All events that wait to be taken, but for the wish for lanes, which comes with every dialler's hello."""
+    return [event for event in drain_all(session) if not isinstance(event, events.LanesWanted)]
+
+
 def only(session: Session, kind: type[E]) -> E:
     """The one event that waits to be taken."""
-    (event,) = drain(session)
+    (event,) = drain_all(session) if kind is events.LanesWanted else drain(session)
     assert isinstance(event, kind), event
     return event
 
@@ -90,17 +101,48 @@ def named(scenario: Callable[..., None], sender: str, **how: object) -> tuple[st
     return "-".join(words), partial(scenario, sender, **how)
 
 
-class Pair:
-    """A dialler and an acceptor that have greeted, unless told not to."""
+@cache
+def certificate(name: str) -> bytes:
+    """A certificate in DER; whose does not matter here."""
+    key = Ed25519PrivateKey.from_private_bytes(name.encode().ljust(32, b"."))
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    times = datetime(2026, 1, 1), datetime(2027, 1, 1)
+    builder = x509.CertificateBuilder(subject, subject, key.public_key(), 1, times[0], times[1])
+    return builder.sign(key, None).public_bytes(Encoding.DER)
 
-    def __init__(self, dialler: Config = CONFIG, acceptor: Config = CONFIG, *, greet: bool = True) -> None:
+
+def agreement(role: Role, private: bytes = b"", **other: Any) -> Agreement:
+    """One side's half of the keys."""
+    how: dict[str, Any] = {
+        "certificates": (certificate("dialler"), certificate("acceptor")),
+        "tenants": ("acme", "acme"),
+        "private": private or role.encode().ljust(32, b"."),
+    }
+    return Agreement(role, **how | other)
+
+
+SEALED_HELLO = replace(HELLO, suites=["aes-256-gcm"], share=agreement("acceptor").share)
+
+
+class Pair:
+    """A dialler and an acceptor that have greeted, unless told not to. `sealed`: with keys."""
+
+    def __init__(
+        self, dialler: Config = CONFIG, acceptor: Config = CONFIG, *, greet: bool = True, sealed: bool = False
+    ) -> None:
         self.now = 1000.0
-        self.dialler = Session("dialler", dialler, b"d" * 16, b"D" * 32, b"", self.now)
-        self.acceptor = Session("acceptor", acceptor, b"a" * 16, b"A" * 32, b"L" * 16, self.now)
+        self.sealed = sealed
+        ours, theirs = self.agreements()
+        self.dialler = Session("dialler", dialler, b"d" * 16, b"D" * 32, b"", self.now, ours)
+        self.acceptor = Session("acceptor", acceptor, b"a" * 16, b"A" * 32, b"L" * 16, self.now, theirs)
         if greet:
             self.exchange()
             only(self.dialler, events.HelloDone)
             only(self.acceptor, events.HelloDone)
+
+    def agreements(self) -> tuple[Agreement | None, Agreement | None]:
+        """Both halves of the keys of the next connection."""
+        return (agreement("dialler"), agreement("acceptor")) if self.sealed else (None, None)
 
     def exchange(self) -> None:
         """Deliver until both have nothing left to say."""
@@ -120,10 +162,10 @@ class Pair:
 
     def connect(self) -> None:
         """Another connection; nothing is delivered yet."""
-        for session in (self.dialler, self.acceptor):
+        for session, keys in zip((self.dialler, self.acceptor), self.agreements(), strict=True):
             if session.state is not states.Session.SUSPENDED:
                 session.lost(self.now, LinkLost("the cable was cut"))
-            session.resume(self.now, b"R" * 32)
+            session.resume(self.now, b"R" * 32, keys)
 
     def resume(self) -> None:
         """Another connection, and both have told what they had to tell; no events of it are left."""
@@ -224,9 +266,14 @@ class Way:
 
 
 def act(session: Session, now: float, what: str) -> None:
-    """What the SESSION table names, done to a dialler."""
+    """What the SESSION table names, done to a dialler; sealed or not, it hears what the name says."""
     if what == "recv hello":
         session.receive_data(now, schema.encode(HELLO))
+    elif what == "recv sealed hello":
+        session.receive_data(now, schema.encode(SEALED_HELLO))
+    elif what == "recv finished":
+        mac = bytes(32) if session._keys is None else session._keys.finished("acceptor")
+        session.receive_data(now, schema.encode(schema.Finished(mac)))
     elif what == "recv goodbye":
         session.receive_data(now, schema.encode(schema.Goodbye("closed", "done")))
     elif what == "time out":
@@ -237,6 +284,6 @@ def act(session: Session, now: float, what: str) -> None:
     elif what == "lose":
         session.lost(now, LinkLost("the cable is cut"))
     elif what == "resume":
-        session.resume(now, b"R" * 32)
+        session.resume(now, b"R" * 32, agreement("dialler") if session._agreement is not None else None)
     else:
         session.close(now, "done")

@@ -1,0 +1,112 @@
+"""Who may do what at a node, and the log of it: its identity, its policy, what each tenant has under way.
+
+A plain node knows nobody: it lets everybody do everything, and its log says what was done.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+from kvwire.control import Stream
+from kvwire.errors import KvwireError, PolicyError
+from kvwire.security import AuditLog, Identity, Peer, Policy, Usage
+from kvwire.security.schedule import Agreement
+from kvwire.security.tls import Tls
+from kvwire.types import Manifest
+from kvwire.wire import Role
+
+ANY_LANES = 1 << 20
+
+
+class Guard:
+    """Of one node."""
+
+    def __init__(self, identity: Identity | None, policy: Policy, audit: AuditLog | None) -> None:
+        self._identity = identity
+        self._policy = policy
+        self._audit = audit
+        self.usage = Usage(policy)
+
+    # --- connections ----------------------------------------------------------------------------------------------
+
+    def tls(self, *, server: bool) -> Tls | None:
+        """For the next connection; None on a plain node."""
+        if self._identity is None:
+            return None
+        self._identity.refresh()
+        return Tls(self._identity.context(server), self._identity.certificate, server=server)
+
+    def admit(self, stream: Stream) -> Peer | None:
+        """Who is at the other end. AuthenticationFailed or NotAllowed where this node does not deal with it."""
+        if self._identity is None or stream.tls is None:
+            return None
+        peer = self._identity.identify(stream.tls.peer)
+        self._policy.check_peer(self._identity.subject, peer.subject)
+        return peer
+
+    def agreement(self, role: Role, stream: Stream, peer: Peer | None) -> Agreement | None:
+        """This side's half of the keys of a connection."""
+        if self._identity is None or stream.tls is None or peer is None:
+            return None
+        certificates = stream.tls.own, stream.tls.peer
+        tenants = self._identity.subject.tenant, peer.subject.tenant
+        if role == "acceptor":
+            certificates, tenants = certificates[::-1], tenants[::-1]
+        return Agreement(role, certificates, tenants, secrets.token_bytes(32))
+
+    def frank(self, peer: Peer | None) -> bool:
+        """Whether the peer may know why this node refuses it something."""
+        return self._identity is None or peer is None or peer.subject.tenant == self._identity.subject.tenant
+
+    def refresh(self) -> None:
+        """Look whether the files of the identity have changed."""
+        if self._identity is not None:
+            self._identity.refresh()
+
+    def revoked(self, peer: Peer | None) -> bool:
+        """Whether the peer's certificate has been revoked meanwhile."""
+        return self._identity is not None and peer is not None and self._identity.revoked(peer.fingerprint)
+
+    # --- transfers ------------------------------------------------------------------------------------------------
+
+    def check_sending(self, peer: Peer | None, manifest: Manifest) -> None:
+        """PolicyError where this node must not offer that to this peer."""
+        if self._identity is not None and peer is not None:
+            self._policy.check_sending(self._identity.subject, peer.subject, manifest)
+        elif manifest.residency:
+            raise PolicyError(
+                f"this KV may not leave {manifest.residency}, and a plain link does not prove where the peer is",
+                hint="seal the link, or leave Manifest.residency out",
+            )
+
+    def admit_offer(self, peer: Peer | None, manifest: Manifest) -> None:
+        """Count what the peer offers. NotAllowed where it must not offer that, or has too much under way."""
+        if self._identity is not None and peer is not None:
+            self._policy.check_offer(self._identity.subject, peer.subject, manifest)
+            self.usage.add_transfer(peer.subject.tenant, manifest.nbytes)
+
+    def granted(self, peer: Peer | None, before: int, after: int) -> None:
+        """Of the bytes of an offer that was admitted no more than `after` are wanted."""
+        if peer is not None:
+            self.usage.shrink(peer.subject.tenant, before, after)
+
+    def offer_over(self, peer: Peer | None, nbytes: int) -> None:
+        """An offer that was admitted is over; it still counted `nbytes`."""
+        if peer is not None:
+            self.usage.end_transfer(peer.subject.tenant, nbytes)
+
+    def lanes_left(self, peer: Peer | None, now: int) -> int:
+        """How many lanes more the peer's tenant may have; it has `now`."""
+        most = None if peer is None else self._policy.quota_of(peer.subject.tenant).lanes
+        return ANY_LANES if most is None else max(0, most - now)
+
+    # --- the log --------------------------------------------------------------------------------------------------
+
+    def write(self, event: str, **fields: str | int) -> None:
+        """Have something logged, where there is a log."""
+        if self._audit is not None:
+            self._audit.write(event, **fields)
+
+    def refused(self, address: str, error: KvwireError) -> None:
+        """Somebody got no link, for that reason."""
+        self.write("link_refused", address=address, error=type(error).__name__, reason=str(error))

@@ -1,0 +1,31 @@
+"""What is said before there is a session: HELLO, as whoever is dialled reads it, and a good-bye to who gets none."""
+
+from __future__ import annotations
+
+from kvwire.errors import ProtocolError
+from kvwire.wire import schema
+from kvwire.wire.exchange import clip
+
+GREETING_BYTES = 4096
+"""Largest message before the peer has said hello."""
+
+
+def greeting_bytes(length: bytes) -> int:
+    """How long a HELLO is, from its first LENGTH_BYTES. ProtocolError where that is too much."""
+    count = int.from_bytes(length, "little")
+    if count > GREETING_BYTES:
+        raise ProtocolError(f"a greeting of {count} bytes; at most {GREETING_BYTES} are allowed")
+    return count
+
+
+def parse_hello(data: bytes) -> schema.Hello:
+    """A whole HELLO, length included. ProtocolError for anything else."""
+    message = schema.decode(data[schema.LENGTH_BYTES :])
+    if not isinstance(message, schema.Hello):
+        raise ProtocolError(f"{message.TYPE} before hello")
+    return message
+
+
+def goodbye(code: str, reason: str) -> bytes:
+    """What to say to a peer that gets no session."""
+    return schema.encode(schema.Goodbye(code, clip(reason)))

@@ -156,9 +156,8 @@ class Acceptor:
             link._resume(stream, agreement, raw)
             return
         if not node._has_room():
-            reason = f"{node.config.max_links} links are up already"
-            await stream.write(wire.goodbye("busy", reason))
-            raise LocalError(reason, hint="Config.max_links")
+            await stream.write(wire.goodbye("busy", "it takes no more links"))
+            raise LocalError(f"{node.config.max_links} links are up already", hint="Config.max_links")
         node._make_link("acceptor", peer, who, agreement)._start(stream, None, raw)
 
     def _returning(self, hello: wire.Hello, who: Peer | None) -> Link | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -105,7 +106,8 @@ async def test_expectations_that_are_none() -> None:
     """The caller's mistake: nothing is refused, and the offer can still be granted."""
     async with kit.joined() as pair:
         _, target, (task, incoming) = await offered(pair, hashes_of(TOKENS))
-        for expect in ({}, {"full": ()}, {"full": b"x" * 100}, {"full": hashes_of(TOKENS)["full"][:5]}):
+        wrong: tuple[Any, ...] = ({}, {"full": ()}, {"full": b"x" * 100}, {"full": hashes_of(TOKENS)["full"][:5]})
+        for expect in wrong:
             with pytest.raises(SpecError, match="no hash of block 12 of group full"):
                 await incoming.grant(target.at(), expect=expect)
             target.check_free()

@@ -5,11 +5,21 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from typing import NoReturn
 
 from kvwire import KvwireError, __version__
+from kvwire.cli import machine
 from kvwire.cli.arguments import Subparsers
 from kvwire.cli.failure import Failure
 from kvwire.cli.streams import drop_output, mend
+
+
+class _Version(argparse.Action):
+    """What seals is looked for when it is asked for, and not whenever a command begins."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        print(f"kvwire {__version__}\nAES-256-GCM by {machine.cipher() or 'nothing (kvwire --version says why)'}")
+        parser.exit()
 
 
 def run(
@@ -25,7 +35,7 @@ def run(
     mend()
     try:
         parser = argparse.ArgumentParser(prog=prog, description=about)
-        parser.add_argument("--version", action="version", version=f"kvwire {__version__}")
+        parser.add_argument("--version", action=_Version, nargs=0, help="version, and what seals")
         subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
         for add in commands:
             add(subparsers)

@@ -383,7 +383,8 @@ class Link(Driver):
     def _shut(self, error: KvwireError) -> None:
         self._error = error
         self._closed.set_result(None)
-        self.journal.note("link_down", reason=str(error))
+        event = "link_down" if self._greeted.done() else "link_refused"
+        self.journal.note(event, error=type(error).__name__, reason=str(error))
         self._stop()
         if self._dialler is not None:
             self._dialler.stop()

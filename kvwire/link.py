@@ -19,14 +19,7 @@ from kvwire._ext.lanes import EngineLink
 from kvwire.control import Stream
 from kvwire.dialler import Dialler
 from kvwire.driver import Driver
-from kvwire.errors import (
-    Closed,
-    KvwireError,
-    LimitExceeded,
-    NotAllowed,
-    ProtocolError,
-    SpecError,
-)
+from kvwire.errors import Closed, KvwireError, LimitExceeded, NotAllowed, ProtocolError, SpecError
 from kvwire.incoming import Incoming
 from kvwire.journal import Journal
 from kvwire.lanes import Lanes
@@ -116,7 +109,7 @@ class Link(Driver):
         Raises SpecError, PlacementError, PolicyError, DuplicateTransfer, LimitExceeded before anything is sent;
         OfferRefused, ModelMismatch, DeadlineExceeded or LinkLost afterwards.
         """
-        self._check_open()
+        await self._greeting()
         check_source(manifest, source)
         self._node._guard.check_sending(self.identity, manifest)
         config = self.config
@@ -151,7 +144,7 @@ class Link(Driver):
         receiver has restarted or forgotten it; it remembers the latest 4096 transfers. DeadlineExceeded where no
         answer comes within `timeout_s` (`Config.offer_timeout_s`).
         """
-        self._check_open()
+        await self._greeting()
         seconds = self.config.offer_timeout_s if timeout_s is None else timeout_s
         check_timeout(seconds)
         if not isinstance(outgoing, Outgoing):
@@ -370,6 +363,11 @@ class Link(Driver):
         """Whether that is the peer of this link. Its certificate may be another one by now."""
         return (who and who.subject) == (self.identity and self.identity.subject)
 
+    async def _greeting(self) -> None:
+        """Wait until the peer has greeted: whoever dials may call a sealed link its own before it is heard here."""
+        self._check_open()
+        await asyncio.shield(self._greeted)
+
     # --- the end --------------------------------------------------------------------------------------------------
 
     def _check_open(self) -> None:
@@ -385,7 +383,8 @@ class Link(Driver):
     def _shut(self, error: KvwireError) -> None:
         self._error = error
         self._closed.set_result(None)
-        self.journal.note("link_down", reason=str(error))
+        event = "link_down" if self._greeted.done() else "link_refused"
+        self.journal.note(event, error=type(error).__name__, reason=str(error))
         self._stop()
         if self._dialler is not None:
             self._dialler.stop()

@@ -212,10 +212,10 @@ async def joined(
 
 
 @asynccontextmanager
-async def through_proxy(config: Config | None = None) -> AsyncIterator[tuple[Pair, Proxy]]:
-    """A server, a client, and a link between them that goes through a proxy."""
+async def through_proxy(config: Config | None = None, **more: Any) -> AsyncIterator[tuple[Pair, Proxy]]:
+    """A server, a client, and a link between them that goes through a proxy. `more`: what the server gets besides."""
     config = config or Config(lanes=2)
-    async with await serve("127.0.0.1", 0, config) as server, await start(config) as client:
+    async with await serve("127.0.0.1", 0, config, **more) as server, await start(config) as client:
         with proxied(server.port) as proxy:
             yield Pair(server, client, await client.connect("127.0.0.1", proxy.port)), proxy
 

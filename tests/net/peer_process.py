@@ -1,8 +1,8 @@
 """A peer in a process of its own, to be stopped or killed: grants every offer it gets, or makes one.
 
-`python -m tests.net.peer_process receive [PORT]` serves and prints its port; `... send PORT half|all` dials, offers and
-makes that much ready: all, or every block of the first layer and the first half of the second one's. Either says what
-it has done in a line each, and then waits to be ended.
+`python -m tests.net.peer_process receive [PORT [HANDSHAKE_S]]` serves and prints its port; `... send PORT half|all`
+dials, offers and makes that much ready: all, or every block of the first layer and the first half of the second one's.
+Either says what it has done in a line each, and then waits to be ended.
 """
 
 import asyncio
@@ -12,8 +12,8 @@ from kvwire import Config, Incoming
 from tests.net import kit
 
 
-async def receive(port: int) -> None:
-    node = await kit.serve("127.0.0.1", port, Config(lanes=2))
+async def receive(port: str = "0", handshake_s: str = "5") -> None:
+    node = await kit.serve("127.0.0.1", int(port), Config(lanes=2, handshake_timeout_s=float(handshake_s)))
     print(node.port, flush=True)
     held = []
     while True:
@@ -45,6 +45,6 @@ async def send(port: int, much: str) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "receive":
-        asyncio.run(receive(int(sys.argv[2]) if len(sys.argv) > 2 else 0))
+        asyncio.run(receive(*sys.argv[2:]))
     else:
         asyncio.run(send(int(sys.argv[2]), sys.argv[3]))

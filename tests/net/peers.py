@@ -13,6 +13,7 @@ from tests.net import kit
 @contextlib.asynccontextmanager
 async def another_process(module: str, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
     """A module of tests.net as a process; killed on the way out."""
+    kit.keys()  # made here, for both
     command = (sys.executable, "-m", f"tests.net.{module}", *arguments)
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)

@@ -42,6 +42,7 @@ class Proxy:
         self.accepted = 0
         self.rate_Bps: float | None = None
         """What passes in all, over all connections and both ways."""
+        self._flips: list[tuple[Kind, Way]] = []
         self._due = 0.0  # when what was let through so far has passed at that rate
         self._open = True
         self._stalls: list[tuple[Connection | None, Kind | None, Way | None]] = []  # None: any
@@ -107,6 +108,10 @@ class Proxy:
         """As `stall`, of one connection."""
         self._stall(next(each for each in self.connections if each.kind == kind), None, way)
 
+    def flip(self, kind: Kind, way: Way) -> None:
+        """Of what passes next on a connection of this kind, after its first bytes, the last bit is turned over."""
+        self._flips.append((kind, way))
+
     # --- how it does it -------------------------------------------------------------------------------------------
 
     def _stall(self, connection: Connection | None, kind: Kind | None, way: Way | None) -> None:
@@ -170,6 +175,9 @@ class Proxy:
                     connection.kind = MAGICS.get(data[:4], "other")
                 while self._stalled(connection, way):
                     await self._healed.wait()
+                if (connection.kind, way) in self._flips and connection.forwarded["up"]:
+                    self._flips.remove((connection.kind, way))
+                    data = data[:-1] + bytes([data[-1] ^ 1])
                 if self.rate_Bps:
                     self._due = max(self._due, self._loop.time()) + len(data) / self.rate_Bps
                     await asyncio.sleep(self._due - self._loop.time())

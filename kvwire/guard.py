@@ -10,7 +10,7 @@ import time
 
 from kvwire.control import Stream
 from kvwire.errors import KvwireError, PolicyError
-from kvwire.security import AuditLog, Identity, Peer, Policy, Usage
+from kvwire.security import AuditLog, Certificate, Identity, Peer, Policy, Usage
 from kvwire.security.schedule import Agreement
 from kvwire.security.tls import Tls
 from kvwire.types import Manifest
@@ -58,9 +58,9 @@ class Guard:
         if self._identity is None or stream.tls is None or peer is None:
             return None
         certificates = stream.tls.own, stream.tls.peer
-        tenants = self._identity.subject.tenant, peer.subject.tenant
         if role == "acceptor":
-            certificates, tenants = certificates[::-1], tenants[::-1]
+            certificates = certificates[::-1]
+        tenants = _tenant(certificates[0]), _tenant(certificates[1])
         return Agreement(role, certificates, tenants, secrets.token_bytes(32))
 
     def frank(self, peer: Peer | None) -> bool:
@@ -134,3 +134,9 @@ class Guard:
                 "link_refused", count=self._refusals - REFUSALS_PER_S, reason="too many to be written one by one"
             )
         self._refusals = 0
+
+
+def _tenant(certificate: bytes) -> str:
+    """The tenant that a certificate names. Both sides read it alike, whereas a pin may say something else on one."""
+    subject = Certificate.from_der(certificate).subject
+    return subject.tenant if subject else ""

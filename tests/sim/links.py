@@ -62,9 +62,10 @@ class SimLink(Link):
 
     @property
     def others(self) -> list[SimLink]:
-        """The other end. Of a dialler whose peer restarts there are several, one after the other."""
-        ends = [link for connection in self.controls for link in connection.links if link is not self]
-        return list(dict.fromkeys(ends))
+        """The other end. Of a dialler whose peer restarts there are several, in the order in which they were last met:
+        one may have been made meanwhile for a HELLO that came too late, and then the peer's own link was met again."""
+        latest_first = [link for connection in self.controls[::-1] for link in connection.links if link is not self]
+        return list(dict.fromkeys(latest_first))[::-1]
 
     @property
     def other(self) -> SimLink | None:

@@ -109,6 +109,16 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     assert (contents(directory), contents(tmp_path / "ca")) == before
 
 
+@pytest.mark.parametrize("name", ["ca.pem", "ca-key.pem"])
+def test_half_a_ca_is_not_made_whole_with_another(tmp_path: Path, name: str) -> None:
+    Authority.create(tmp_path / "ca")
+    (tmp_path / "ca" / name).unlink()
+    before = contents(tmp_path / "ca")
+    with pytest.raises(IdentityError, match="is there already"):
+        Authority.create(tmp_path / "ca")
+    assert contents(tmp_path / "ca") == before
+
+
 def test_issuing_does_not_change_whom_a_directory_trusts(tmp_path: Path) -> None:
     (directory,) = under_one_ca(tmp_path, PREFILL)
     (directory / "identity.pem").unlink()

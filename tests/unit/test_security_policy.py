@@ -164,7 +164,7 @@ def test_a_policy_does_not_change() -> None:
 
 
 def test_quotas_are_over_all_links_of_a_tenant() -> None:
-    usage = Usage(Policy(quota=Quota(transfers=2, bytes=100), quotas={"globex": Quota(lanes=1)}))
+    usage = Usage(Policy(quota=Quota(transfers=2, bytes=100), quotas={"globex": Quota()}))
     usage.add_transfer("acme", 40)
     usage.add_transfer("acme", 40)
     with pytest.raises(NotAllowed, match="tenant acme would have 3 transfers under way; its quota is 2"):
@@ -175,12 +175,6 @@ def test_quotas_are_over_all_links_of_a_tenant() -> None:
     usage.shrink("acme", 40, 10)
     usage.add_transfer("acme", 90)
     usage.add_transfer("globex", 1 << 60)
-    assert (usage.lanes_left("acme"), usage.lanes_left("globex")) == (None, 1)
-    usage.add_lane("globex")
-    assert usage.lanes_left("globex") == 0
-    with pytest.raises(NotAllowed, match="tenant globex would have 2 lanes under way; its quota is 1"):
-        usage.add_lane("globex")
-    usage.end_lane("globex")
     usage.end_transfer("globex", 1 << 60)
     usage.end_transfer("acme", 90)
     usage.end_transfer("acme", 10)
@@ -192,16 +186,14 @@ class Counting(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.policy = Policy(quota=Quota(transfers=3, lanes=2, bytes=50), quotas={"b": Quota(bytes=20)})
+        self.policy = Policy(quota=Quota(transfers=3, bytes=50), quotas={"b": Quota(bytes=20)})
         self.usage = Usage(self.policy)
         self.transfers: list[tuple[str, int]] = []
-        self.lanes: list[str] = []
 
     def room(self, tenant: str, what: str, more: int) -> bool:
         used: Mapping[str, int] = {
             "transfers": sum(owner == tenant for owner, _ in self.transfers),
             "bytes": sum(nbytes for owner, nbytes in self.transfers if owner == tenant),
-            "lanes": self.lanes.count(tenant),
         }
         most = getattr(self.policy.quota_of(tenant), what)
         return most is None or used[what] + more <= most
@@ -229,32 +221,13 @@ class Counting(RuleBasedStateMachine):
     def end(self, data: st.DataObject) -> None:
         self.usage.end_transfer(*self.transfers.pop(data.draw(st.integers(0, len(self.transfers) - 1))))
 
-    @rule(tenant=st.sampled_from("abc"))
-    def lane_comes(self, tenant: str) -> None:
-        if self.room(tenant, "lanes", 1):
-            self.usage.add_lane(tenant)
-            self.lanes.append(tenant)
-        else:
-            with pytest.raises(NotAllowed):
-                self.usage.add_lane(tenant)
-
-    @precondition(lambda self: self.lanes)
-    @rule()
-    def lane_goes(self) -> None:
-        self.usage.end_lane(self.lanes.pop())
-
     @invariant()
     def counts_who_has_something_under_way(self) -> None:
-        assert set(self.usage.tenants) == {tenant for tenant, _ in self.transfers} | set(self.lanes)
-        for tenant in "abc":
-            most = self.policy.quota_of(tenant).lanes
-            assert self.usage.lanes_left(tenant) == (None if most is None else most - self.lanes.count(tenant))
+        assert set(self.usage.tenants) == {tenant for tenant, _ in self.transfers}
 
     def teardown(self) -> None:
         for transfer in self.transfers:
             self.usage.end_transfer(*transfer)
-        for tenant in self.lanes:
-            self.usage.end_lane(tenant)
         assert self.usage.tenants == ()
 
 

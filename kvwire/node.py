@@ -166,14 +166,8 @@ class Node:
                 link._start(stream, Dialler(link, host, port, sockets.numeric_peer(sock)))
                 try:
                     await asyncio.shield(link._greeted)
-                except LinkLost as error:
-                    if who is None:
-                        raise
-                    # It has shown its certificate and says nothing to us: so it is, where it does not believe ours.
-                    raise AuthenticationFailed(
-                        f"{where}: {who.subject} hung up on this node: {error}",
-                        hint="it does not know this node's certificate, or does not allow it; its audit log says why",
-                    ) from None
+                except AuthenticationFailed as error:
+                    raise AuthenticationFailed(f"{where}: {error}") from None
                 assert link._dialler is not None
                 await link._dialler.all_up.wait()
                 if link._error is not None:  # lost again meanwhile

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 LANE_FAULTS, FAULTS_S = 3, 60.0
 """So many damaged or dishonest lanes in this time end the link: the path, or the peer, is not to be trusted."""
+NOTE_S = 1.0
 MOST_LANES = 64
 """Lanes of one link, as Config.lanes has it."""
 
@@ -29,6 +30,7 @@ class Lanes:
         self._link = link
         self._engine_link = engine_link
         self._epochs: dict[tuple[int, int], tuple[int, int]] = {}  # by lane and incarnation, as the log knows them
+        self._noted_at = -NOTE_S
         self.faults: deque[float] = deque(maxlen=LANE_FAULTS)  # when lanes went wrong
         self.congestion: dict[int, str] = {}
 
@@ -76,12 +78,16 @@ class Lanes:
                 link._dialler.want()
 
     def note_keys(self) -> None:
-        """Have it logged where a lane goes on with another key."""
+        """Have it logged where a lane goes on with another key: once a second, should a peer do so all the time."""
+        now = time.monotonic()
+        if now < self._noted_at + NOTE_S:
+            return
         for stats in self._engine_link.lane_stats():
             lane, incarnation = stats["lane"], stats["incarnation"]
-            now = stats["sent_epoch"], stats["received_epoch"]
+            epochs = stats["sent_epoch"], stats["received_epoch"]
             before = self._epochs.get((lane, incarnation), (1, 1))
-            self._epochs[lane, incarnation] = now
-            for direction, old, new in zip(("out", "in"), before, now, strict=True):
+            self._epochs[lane, incarnation] = epochs
+            for direction, old, new in zip(("out", "in"), before, epochs, strict=True):
                 if new > old:
+                    self._noted_at = now
                     self._link.journal.note("rekey", lane=lane, incarnation=incarnation, direction=direction, epoch=new)

@@ -68,8 +68,7 @@ cdef enum:
     CONTROL_BYTES = 4096           # acknowledgements and receipts at the front of a batch
     TURN_BYTES = 2 * 1024 * 1024   # what one lane may move before its worker looks at the others
     CLAIM_BYTES_MIN = 16 * 1024    # TCP_NOTSENT_LOWAT and claims: 10 ms of the lane's rate inside these
-    CLAIM_BYTES_MAX = 256 * 1024
-    SEALED_CLAIM_BYTES = 128 * 1024   # at most, where sealed: the scratch stays in L2 (bench/sealing.py)
+    CLAIM_BYTES_MAX = 256 * 1024   # sealed lanes, too: smaller ones cost the sender more (bench/README.md)
     ACK_BYTES = 1024 * 1024        # landed bytes after which an acknowledgement goes out at once
     ACK_DELAY_NS = 2000000         # and the longest that fewer wait
     MAX_RECEIPTS = 65536           # not acknowledged: as many as transfers may be under way (Config.max_transfers)

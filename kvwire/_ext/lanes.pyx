@@ -87,7 +87,7 @@ cdef class EngineLink:
                 l.stage = <char *>malloc(CLAIM_BYTES_MAX + self.engine.c.max_cell_bytes)
                 l.rest = <char *>malloc(CONTROL_BYTES + HEADER_BYTES + self.engine.c.max_cell_bytes)
             else:
-                l.rest = <char *>malloc(2 * CONTROL_BYTES + SEALED_CLAIM_BYTES + self.engine.c.max_cell_bytes
+                l.rest = <char *>malloc(2 * CONTROL_BYTES + CLAIM_BYTES_MAX + self.engine.c.max_cell_bytes
                                         + BATCH_FRAMES * (HEADER_BYTES + TAG_BYTES))
                 l.sealer = sealer
                 l.opener = opener

@@ -8,7 +8,7 @@ A plain batch is settled after sendmsg: what the kernel did not take is either c
 stopped in) or goes back to the queue (whole frames), so that a cell binds to a lane as late as the socket has room.
 A sealed one is settled before it is sent: a frame that is sealed has used its sequence number up, which another
 frame may never have under the same key, so it is never given back. It waits in the lane's scratch until the kernel
-takes it, and for that sealed lanes claim less.
+takes it: a sealed lane that stands still keeps up to a claim from the others.
 """
 
 from libc.errno cimport EAGAIN, EINTR, errno
@@ -96,17 +96,15 @@ cdef void claim_data(lane_t *lane, batch_t *b) noexcept nogil:
     cdef link_t *link = lane.link
     cdef run_t *run
     cdef out_t *t
-    cdef size_t limit = lane.claim_bytes, claimed = 0, before
+    cdef size_t claimed = 0, before
     cdef u32 want
-    if lane.sealer != NULL:
-        limit = min(limit, <size_t>SEALED_CLAIM_BYTES)
     b.sequence = lane.log.next_seq
-    while claimed < limit and b.frames < <int>BATCH_FRAMES and lane.log.length < lane.log.capacity:
+    while claimed < lane.claim_bytes and b.frames < <int>BATCH_FRAMES and lane.log.length < lane.log.capacity:
         if link.queue.length == 0:
             return
         run = &b.run[b.runs]
         t = <out_t *>link.queue.heap[0].owner
-        want = <u32>((limit - claimed) // t.cell_bytes)
+        want = <u32>((lane.claim_bytes - claimed) // t.cell_bytes)
         want = min(want, <u32>(<int>BATCH_FRAMES - b.frames))
         before = link.queue.length
         queue_claim(&link.queue, want if want else 1, run)

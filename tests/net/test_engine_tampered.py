@@ -6,6 +6,7 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -51,11 +52,10 @@ def flipped(frame: bytes, bit: int) -> bytes:
     return frame[:at] + bytes([frame[at] ^ 1 << (bit & 7)]) + frame[at + 1 :]
 
 
-def opened(peer: socket.socket, count: int, secret: bytes = OURS) -> list[tuple[str, int, int, int, bytes]]:
+def opened(peer: socket.socket, count: int) -> Iterator[tuple[str, int, int, int, bytes]]:
     """The next frames that the engine sends: type, transfer, segment, cell, payload."""
-    opener, data = Opener(cipher.of_package(), secret), b""
-    got: list[tuple[str, int, int, int, bytes]] = []
-    while len(got) < count:
+    opener, data = Opener(cipher.of_package(), OURS), b""
+    while opener.sequence < count:
         found = opener.open(data, LIMIT)
         if len(found) == 2:
             assert found[0] == "incomplete"
@@ -63,9 +63,8 @@ def opened(peer: socket.socket, count: int, secret: bytes = OURS) -> list[tuple[
             assert more, "the engine closed the lane"
             data += more
         else:
-            got.append(found[2:])
+            yield found[2:]
             data = data[found[1] :]
-    return got
 
 
 def test_an_honest_peer_by_hand() -> None:
@@ -83,9 +82,7 @@ def test_an_honest_peer_by_hand() -> None:
         assert inc.wait(PATIENCE_S) == "committed"
         assert inc.attachment == b"value"
         assert link.lane_stats()[0]["received_epoch"] == 2
-        kinds = {kind for kind, *_ in opened(peer, 2)}
-        assert "receipt" in kinds
-        assert kinds <= {"receipt", "ack"}
+        assert "receipt" in (kind for kind, *_ in opened(peer, 400))  # behind as many acknowledgements as bytes at most
         assert link.take_closed() == []
     assert target.content() == [b"a" * 200, b"b" * 100]
 
@@ -97,7 +94,7 @@ def test_frames_go_out_as_written_down() -> None:
         out = OutTransfer(link, 6, source.segments, CELL, True)
         out.ready(0, 0, 3)
         out.attach(b"tail")
-        assert opened(peer, 4) == [
+        assert list(opened(peer, 4)) == [
             ("data", 6, 0, 0, content[:CELL]),
             ("data", 6, 0, 1, content[CELL : 2 * CELL]),
             ("data", 6, 0, 2, content[2 * CELL :]),
@@ -236,6 +233,7 @@ def test_somebody_on_the_path(flip_at: int) -> None:
         assert lane == 0
         assert code in FAULTS
         assert inc.state == "active"
+        pair.sender.close_lane(0)  # the relay may be waiting for more: the control connection would tell the sender
         pair.add_lane(1)
         commit(out, inc)
         assert closures(pair.sender)[0][0] == 0

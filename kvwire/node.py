@@ -164,7 +164,10 @@ class Node:
                 self._check_open()
                 link = self._make_link("dialler", where, who, self._guard.agreement("dialler", stream, who))
                 link._start(stream, Dialler(link, host, port, sockets.numeric_peer(sock)))
-                await asyncio.shield(link._greeted)
+                try:
+                    await asyncio.shield(link._greeted)
+                except AuthenticationFailed as error:
+                    raise AuthenticationFailed(f"{where}: {error}") from None
                 assert link._dialler is not None
                 await link._dialler.all_up.wait()
                 if link._error is not None:  # lost again meanwhile

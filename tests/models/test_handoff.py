@@ -70,6 +70,11 @@ def test_status_is_zero_when_all_are_identical_and_layers_leave_early() -> None:
     assert max(shares) > 0  # of the layers, at the decoder before the last one had left
 
 
+def test_plain_it_decodes_alike() -> None:
+    run = handoff("--plain", "--family", "llama")
+    assert (run.verdict("llama"), run.status) == ("identical", 0)
+
+
 def test_a_prompt_shorter_than_a_window_over_one_lane() -> None:
     arguments = ("--prompt-tokens", "37", "--lanes", "1", "--dtype", "fp16")
     families = ("gemma3", "jamba", "qwen3_next")

@@ -100,7 +100,8 @@ def test_who_is_not_wanted_is_refused_and_written_down(tmp_path: Path) -> None:
         result_of(run(*at, *SMALL, "--json"))
         fails(run(*at, "--keys", str(kit.key_directory(tenant="other"))), "tenant acme is not this node's, other")
         # It knows the server, which does not know it: it learns that it was turned away, and not why.
-        fails(run(*at, "--keys", str(tmp_path / "stranger")), f"127.0.0.1 port {server.port}: ")
+        done = run(*at, "--keys", str(tmp_path / "stranger"))
+        fails(done, f"127.0.0.1 port {server.port}: ", "it may not believe this node's certificate", "audit log")
         fails(run(*at, "--plain"), "this side is plain and the peer is sealed")
         server.process.terminate()
         assert server.process.wait(PATIENCE_S) == 0

@@ -8,11 +8,14 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kvwire.cli import sealing
 from kvwire.wire.preamble import ConnectionKind, preamble
+from tests.net import kit
 from tests.net.namespaces import Host, namespace, needs_ipv6, needs_namespaces, two_hosts
 
 Done = subprocess.CompletedProcess[str]
@@ -39,11 +42,12 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 NODE = """
 import asyncio, sys, kvwire
-async def main():
-    node = await kvwire.kit.serve(sys.argv[1], 7878)
+async def main(address, keys):
+    identity = kvwire.Identity.load(keys) if keys else None
+    node = await kvwire.Node.serve(address, 7878, kvwire.Config(plain=not keys), identity=identity)
     print("up", flush=True)
     await asyncio.Event().wait()
-kvwire.run(main())
+kvwire.run(main(*sys.argv[1:]))
 """
 
 
@@ -82,8 +86,9 @@ def on(host: Host, *command: str) -> None:
 
 
 @contextmanager
-def node_on(host: Host, address: str) -> Iterator[None]:
-    command = host.command(sys.executable, "-c", NODE, address)
+def node_on(host: Host, address: str, keys: Path | None = None) -> Iterator[None]:
+    """Plain without `keys`."""
+    command = host.command(sys.executable, "-c", NODE, address, str(keys or ""))
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -154,7 +159,16 @@ class TestSpoiledHosts:
 
     def test_a_libcrypto_that_cannot_be_used(self) -> None:
         found = doctor(within=("env", "KVWIRE_LIBCRYPTO=/dev/null"))
-        assert any(f["found"].startswith("KVWIRE_LIBCRYPTO is '/dev/null'") for f in findings(found, "crypto"))
+        (fault,) = (f for f in findings(found, "crypto") if f["level"] == "fault")
+        assert fault["found"].startswith("KVWIRE_LIBCRYPTO is '/dev/null'")
+
+    def test_what_seals(self) -> None:
+        found = doctor()
+        crypto = found["facts"]["crypto"]
+        assert crypto["cipher"] == found["machines"]["here"]["cipher"] == sealing.cipher_name()
+        if crypto["libcrypto"]:
+            said = f"libcrypto {crypto['libcrypto']} seals, {crypto['libcrypto_path']} ({crypto['libcrypto_found_as']})"
+            assert any(finding["found"].startswith(said) for finding in findings(found, "crypto"))
 
 
 class TestPaths:
@@ -164,7 +178,7 @@ class TestPaths:
     def test_a_node_answers(self, joined: tuple[Host, Host]) -> None:
         here, there = joined
         with node_on(there, there.ipv4):
-            found = doctor(there.ipv4, "--rate", "1G", within=here.command())
+            found = doctor(there.ipv4, "--plain", "--rate", "1G", within=here.command())
         path = found["path"]
         assert (path["node"], path["rtt_by"], path["address"]) == ("kvwire", "handshake", there.ipv4)
         assert 0 < path["rtt_s"] < 0.05
@@ -175,11 +189,32 @@ class TestPaths:
         assert f"a kvwire node answers at {there.ipv4} port 7878, its version fits, RTT" in said[1] + said[0]
 
     @needs_namespaces
+    def test_a_sealed_node_answers(self, joined: tuple[Host, Host]) -> None:
+        here, there = joined
+        own = str(kit.key_directory(role="prefill", name="here"))
+        with node_on(there, there.ipv4, kit.key_directory(role="decode", name="there")):
+            found = doctor(there.ipv4, "--keys", own, within=here.command())
+            unasked = doctor(there.ipv4, within=here.command())
+            plain = doctor(there.ipv4, "--plain", within=here.command())
+            stranger = doctor(there.ipv4, "--keys", str(kit.key_directory("other")), within=here.command())
+        assert (found["path"]["node"], found["path"]["node_is"]) == ("kvwire", "kvwire://acme/decode/eu-west/there")
+        said = [finding["found"] for finding in findings(found, "path")]
+        assert any(text.endswith("it is kvwire://acme/decode/eu-west/there") for text in said)
+        assert unasked["path"]["node"] == "unasked"
+        assert unasked["path"]["mss"] == 1448
+        (note,) = (f for f in findings(unasked, "path") if "it was not asked" in f["found"])
+        assert note["change"] == "give the doctor --keys DIR or --plain"
+        for found, sentence in ((plain, "this side is plain"), (stranger, "tenant acme is not this node's, other")):
+            (fault,) = (f for f in findings(found, "path") if f["level"] == "fault")
+            assert sentence in fault["found"]
+            assert "--keys" in fault["change"]
+
+    @needs_namespaces
     def test_buffers_against_the_path(self, joined: tuple[Host, Host]) -> None:
         here, there = joined
         on(here, "sysctl", "-w", "net.ipv4.tcp_wmem=4096 16384 16384")
         with node_on(there, there.ipv4):
-            found = doctor(there.ipv4, "--rate", "400G", within=here.command())
+            found = doctor(there.ipv4, "--plain", "--rate", "400G", within=here.command())
         finding = next(finding for finding in findings(found, "buffers") if "tcp_wmem" in finding["found"])
         assert finding["level"] in ("warning", "fault")
         reached_bps = 16384 * 8 / found["path"]["rtt_s"]
@@ -208,7 +243,7 @@ class TestPaths:
     @needs_ipv6
     def test_ipv6(self, alone: Host) -> None:
         with node_on(alone, "::1"):
-            found = doctor("::1", within=alone.command())
+            found = doctor("::1", "--plain", within=alone.command())
         assert (found["path"]["node"], found["path"]["interface"]["name"]) == ("kvwire", "lo")
 
     def test_a_node_of_another_version(self) -> None:
@@ -216,14 +251,14 @@ class TestPaths:
             threading.Thread(
                 target=answer, args=(server, preamble(ConnectionKind.CONTROL, plain=True, version=9)), daemon=True
             ).start()
-            found = doctor("127.0.0.1", "-p", str(server.getsockname()[1]))
+            found = doctor("127.0.0.1", "-p", str(server.getsockname()[1]), "--plain")
         (finding,) = (f for f in findings(found, "path") if f["level"] == "fault")
         assert "wire version 9" in finding["found"]
 
     def test_something_else(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
             threading.Thread(target=answer, args=(server, b"SSH-2.0-x\r\n"), daemon=True).start()
-            found = doctor("127.0.0.1", "-p", str(server.getsockname()[1]))
+            found = doctor("127.0.0.1", "-p", str(server.getsockname()[1]), "--plain")
         assert found["path"]["node"] == "other"
 
 
@@ -245,6 +280,10 @@ def answer(server: socket.socket, data: bytes) -> None:
 
 class TestBadInput:
     """A sentence and exit status 2, after what could be found."""
+
+    def test_keys_that_cannot_be_used(self, tmp_path: Path) -> None:
+        done = self.refused("127.0.0.1", "--keys", str(tmp_path))
+        assert f"{tmp_path}/identity.pem: No such file or directory" in done.stderr
 
     def refused(self, *arguments: str, within: Sequence[str] = ()) -> Done:
         done = run(*within, *DOCTOR, *arguments)
@@ -281,6 +320,7 @@ class TestBadInput:
             (["--rate", "fast"], "'fast' is no rate"),
             (["--rate", "10"], "'10' is no rate"),
             (["one", "two"], "unrecognized arguments: two"),
+            (["one", "--keys", "k", "--plain"], "not allowed with argument --keys"),
         ],
     )
     def test_impossible_flags(self, arguments: list[str], sentence: str) -> None:

@@ -39,7 +39,7 @@ def main() -> None:
     human = said("kvwire", "--version")
     print(human, end="")
     name = f"kvwire {kvwire.__version__}"
-    if human.splitlines()[0] != name or said("kvwire-bench", "--version").strip() != name:
+    if {text.splitlines()[0] for text in (human, said("kvwire-bench", "--version"))} != {name}:
         sys.exit(f"kvwire and kvwire-bench do not both say {name!r}")
     facts: dict[str, Any] = json.loads(said("kvwire", "--version", "--json"))
     if not facts["build"]["optimised"]:
@@ -51,9 +51,9 @@ def main() -> None:
         sys.exit(f"libcrypto is {facts['libcrypto']}; it should be {wanted}")
 
     result: dict[str, Any] = json.loads(said(*BENCH))
-    if result["verified"] is not True:
+    if (result["verified"], result["sealed"]) != (True, True):
         sys.exit(f"{' '.join(BENCH)} did not get its bytes: {result}")
-    print(f"{' '.join(BENCH)}: verified, {result['goodput_GBps']:.2f} GB/s")
+    print(f"{' '.join(BENCH)}: verified, {result['goodput_GBps']:.2f} GB/s, sealed by {result['cipher']}")
 
 
 if __name__ == "__main__":

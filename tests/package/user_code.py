@@ -5,6 +5,7 @@ needed, so a package that lost its types fails on every one of them.
 """
 
 import asyncio
+import tempfile
 from typing import assert_type
 
 import numpy as np
@@ -20,10 +21,23 @@ def memory(fill: int) -> list[np.ndarray[tuple[int, ...], np.dtype[np.uint16]]]:
     return [np.full((4, 2, 4, 1, 8), fill + layer, np.uint16) for layer in SPEC.layers]
 
 
-async def main() -> None:
+def identities(where: str) -> list[kvwire.Identity]:
+    authority = kvwire.Authority.create(f"{where}/ca")
+    for role in ("decode", "prefill"):
+        authority.issue(f"{where}/{role}", kvwire.Subject("acme", role, "eu-west", role))
+    return [kvwire.Identity.load(f"{where}/{role}") for role in ("decode", "prefill")]
+
+
+async def main(where: str) -> None:
     there, here = memory(0), memory(1)
-    async with await kvwire.Node.serve("127.0.0.1", 0) as decode, await kvwire.Node.start() as prefill:
+    decoder, prefiller = identities(where)
+    async with (
+        await kvwire.Node.serve("127.0.0.1", 0, identity=decoder) as decode,
+        await kvwire.Node.start(identity=prefiller) as prefill,
+    ):
         link = await prefill.connect("127.0.0.1", decode.port)
+        assert link.identity is not None
+        assert_type(link.identity.subject.role, str)
         manifest = kvwire.Manifest.of("one", kvwire.ModelTag("a-model"), 12, [SPEC])
         offer = asyncio.ensure_future(link.offer(manifest, {"full": kvwire.Pages(SPEC, here).at(SLOTS)}))
         incoming = await decode.accept()
@@ -48,10 +62,12 @@ def the_types_arrived() -> None:
 async def mistakes(link: kvwire.Link) -> None:
     kvwire.Config(lanes="four")  # type: ignore[arg-type]
     kvwire.Pages(SPEC)  # type: ignore[call-arg]
+    kvwire.Subject("acme", "both")  # type: ignore[call-arg]
     await link.offer("no manifest", {})  # type: ignore[arg-type]
     crc32c.crc32c("text")  # type: ignore[arg-type]
     engine.Engine(threads=2)  # type: ignore[call-arg]
 
 
 the_types_arrived()
-asyncio.run(main())
+with tempfile.TemporaryDirectory() as keys:
+    asyncio.run(main(keys))

@@ -10,7 +10,7 @@ import pytest
 
 from kvwire.cli.doctor import command as doctor
 from kvwire.cli.doctor import host_facts, path_probe, tcp_findings
-from kvwire.cli.doctor.findings import Case, Finding
+from kvwire.cli.doctor.findings import WITH_VAES, WITHOUT_VAES, Case, Finding
 from kvwire.cli.doctor.host_facts import Clock, Cpu, Crypto, Host
 from kvwire.cli.doctor.path_probe import Interface, Route
 from kvwire.cli.units import parse_rate, show_rate, show_time
@@ -32,7 +32,7 @@ GOOD_SYSCTLS: Mapping[str, str] = {
 }
 GOOD = Host(
     cpu=Cpu("A CPU", "x86_64", host_facts.X86_FEATURES, cores=8),
-    crypto=Crypto("fold512", 30.0, "3.5.1", "/lib/libcrypto.so.3", "bundled"),
+    crypto=Crypto("fold512", 30.0, "3.5.1", "/lib/libcrypto.so.3", "bundled", cipher="OpenSSL 3.5.1 (bundled)"),
     clock=Clock("tsc", ("tsc", "hpet"), 30.0),
     files_soft=65536,
     files_hard=65536,
@@ -172,9 +172,9 @@ class TestCongestion:
         (replace(GOOD, cpu=replace(GOOD.cpu, features=("aes", "pclmulqdq"))), "note", "no VAES", "-cpu host"),
         (replace(GOOD, cpu=replace(GOOD.cpu, features=("aes",))), "warning", "no pclmulqdq", "-cpu host"),
         (replace(GOOD, crypto=replace(GOOD.crypto, crc32c="portable", crc32c_GBps=2.0)), "warning", "16 Gbit/s", "CPU"),
-        (replace(GOOD, crypto=replace(GOOD.crypto, libcrypto="3.0.19")), "note", "3.0.19", "3.5"),
-        (replace(GOOD, crypto=replace(GOOD.crypto, libcrypto="")), "warning", "no libcrypto", "3.5"),
-        (replace(GOOD, crypto=Crypto("fold512", libcrypto_problem="it is old")), "warning", "it is old", "3.5"),
+        (replace(GOOD, crypto=replace(GOOD.crypto, libcrypto="3.0.19")), "warning", "3.0.19 seals", "3.5"),
+        (replace(GOOD, crypto=Crypto("fold512", cipher="a package")), "warning", "what seals is a package", "3.5"),
+        (replace(GOOD, crypto=Crypto("fold512", libcrypto_problem="it is old")), "fault", "it is old", "3.5"),
         (replace(GOOD, clock=Clock("hpet", ("tsc", "hpet"), 1200)), "warning", "hpet, 1200 ns", "echo tsc >"),
         (replace(GOOD, clock=Clock("acpi_pm", ("acpi_pm",), 900)), "warning", "acpi_pm", "dmesg"),
         (with_sysctl("net.ipv4.tcp_sack", "0"), "warning", "tcp_sack is 0", "tcp_sack=1"),
@@ -201,6 +201,7 @@ def test_what_is_spoiled_on_the_host_is_found(host: Host, level: str, found: str
             "nothing listens at decode-host port 7878, RTT 40 ms",
         ),
         (replace(ROUTE, node="other", node_said="version 9"), "fault", "version 9"),
+        (replace(ROUTE, node="unasked"), "note", "something listens at decode-host port 7878, RTT 40 ms"),
         (replace(ROUTE, sack=False), "warning", "tcp_sack is on here and was not agreed on with decode-host"),
         (replace(ROUTE, window_scaling=False), "fault", "13.1 Mbit/s a lane"),
         (replace(ROUTE, path_mtu=1400), "note", "the path takes packets of 1400 bytes, the interface 9000"),
@@ -215,6 +216,17 @@ def test_what_is_wrong_with_the_path_is_found(route: Route, level: str, found: s
     assert found in finding.found
     assert finding.change
     assert finding.gain
+
+
+def test_the_share_of_plain_is_that_of_this_cpu_and_this_libcrypto() -> None:
+    def share(libcrypto: str, cpu: Cpu = GOOD.cpu) -> str:
+        host = replace(GOOD, cpu=cpu, crypto=replace(GOOD.crypto, libcrypto=libcrypto))
+        (found,) = (finding.found for finding in judge(host) if " seals, " in finding.found)
+        return found.partition("expect ")[2].partition(" of the rate")[0]
+
+    assert share("3.5.1") == share("3.2.0") == WITH_VAES
+    assert share("3.0.19") == share("3.5.1", Cpu(features=("aes", "pclmulqdq"))) == WITHOUT_VAES
+    assert share("3.5.1", Cpu(machine="aarch64", features=host_facts.ARM_FEATURES)) == WITH_VAES
 
 
 def test_a_large_mtu_wants_probing() -> None:

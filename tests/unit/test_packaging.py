@@ -16,7 +16,7 @@ import pytest
 
 import kvwire
 from kvwire._ext import build_info, libcrypto
-from kvwire.cli import bench, main
+from kvwire.cli import bench, main, sealing
 from kvwire.wire import preamble, session
 
 ROOT = Path(__file__).parents[2]
@@ -92,7 +92,7 @@ def test_version_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     first, *rows = capsys.readouterr().out.splitlines()
     assert first == f"kvwire {kvwire.__version__}"
     labels = [row.split("  ")[-2].strip() for row in rows]
-    assert labels == ["wire version", "Python", "built by", "built for", "flags", "CRC32C", "libcrypto"]
+    assert labels == ["wire version", "Python", "built by", "built for", "flags", "CRC32C", "libcrypto", "cipher"]
     page = (ROOT / "docs/installing.md").read_text()
     assert all(f"{label:>14}  " in page for label in labels)
 
@@ -122,14 +122,17 @@ def test_unoptimised_code_is_called_that() -> None:
 
 
 def test_a_host_without_libcrypto_and_one_named_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert main.show(main.describe() | {"libcrypto": {}}).endswith("libcrypto  none found")
+    without = main.show(main.describe() | {"libcrypto": {}, "cipher": "cryptography 50.0.2, which takes the GIL"})
+    assert without.splitlines()[-2].endswith("libcrypto  none found")
+    assert without.endswith("cipher  AES-256-GCM by cryptography 50.0.2, which takes the GIL")
     monkeypatch.setenv(libcrypto.ENVIRONMENT, str(tmp_path / "missing.so"))
     assert "missing.so" in main.describe()["libcrypto"]["error"]
-    assert "missing.so" in main.show(main.describe()).splitlines()[-1]
+    assert "missing.so" in main.show(main.describe()).splitlines()[-2]
+    assert main.show(main.describe() | {"cipher": ""}).endswith("cipher  none")
 
 
 @pytest.mark.parametrize("command", [bench.main, main.main])
-def test_both_commands_say_the_version_first(
+def test_both_commands_say_the_version_first_and_what_seals_last(
     command: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     try:
@@ -137,7 +140,9 @@ def test_both_commands_say_the_version_first(
     except SystemExit as end:
         status = end.code
     assert status == 0
-    assert capsys.readouterr().out.splitlines()[0] == f"kvwire {kvwire.__version__}"
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first == f"kvwire {kvwire.__version__}"
+    assert f"AES-256-GCM by {sealing.cipher_name()}" in last
 
 
 def test_without_arguments_it_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,11 +58,19 @@ def test_a_loopback_record_beside_iperf3() -> None:
 
 
 def test_each_comparison_of_loopback_has_its_figure_and_chart() -> None:
-    pages, busy, tail = (page_of(sample("loopback", at)) for at in (1, 2, 3))
+    pages, busy, tail, plain = (page_of(sample("loopback", at)) for at in (1, 2, 3, 4))
     assert {f"0.75 {TIMES}", "of the goodput with pages of 1 MiB", "16 KiB, in random order"} <= set(pages.words)
     assert {f"0.76 {TIMES}", "a Python loop in both processes", "6.55 ms"} <= set(busy.words)
     assert {"1.09 ms", "tail, 19% of what is allowed", "5.61 ms", "case-study-1t, 2,048 tokens"} <= set(tail.words)
-    assert [found.tags.count("svg") for found in (pages, busy, tail)] == [1, 2, 2]
+    assert {f"0.63 {TIMES}", "of the goodput of a plain link", "kvwire, plain"} <= set(plain.words)
+    assert [found.tags.count("svg") for found in (pages, busy, tail, plain)] == [1, 2, 2, 1]
+
+
+def test_what_sealed_is_named() -> None:
+    assert {"sealed, AES-256-GCM by OpenSSL 3.0.19 (python)", "AES-256-GCM"} <= set(
+        page_of(sample("loopback", 4)).words
+    )
+    assert "plain, CRC32C" in page_of(sample("loopback")).words  # of a version before there was a cipher
 
 
 def test_a_run_has_its_goodput_over_time_and_both_commands() -> None:

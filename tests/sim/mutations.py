@@ -18,9 +18,9 @@ from kvwire.errors import KvwireError, LinkLost
 from kvwire.wire import exchange, schema, states
 from kvwire.wire import session as wire_session
 from kvwire.wire import transfers as wire_transfers
-from tests.sim import lane
+from tests.sim import frames, sealing
 from tests.sim.engine import SimEngineLink
-from tests.sim.history import BOUNDED, EXACT, FENCED, LASTING, ONCE, STRANGERS, TIMED, WHOLE
+from tests.sim.history import BOUNDED, EXACT, FENCED, LASTING, ONCE, SEALED, STRANGERS, TIMED, WHOLE
 from tests.sim.transfers import SimInTransfer, SimOutTransfer
 
 
@@ -52,7 +52,7 @@ def _no_checksum() -> list[Any]:
         verdict, whole = frame.check(data, sequence, limit)
         return ("ok", len(data)) if verdict == "checksum" else (verdict, whole)
 
-    return [mock.patch.object(lane, "frame", SimpleNamespace(check=check, encode=frame.encode, TYPES=frame.TYPES))]
+    return [mock.patch.object(frames, "frame", SimpleNamespace(check=check, encode=frame.encode, TYPES=frame.TYPES))]
 
 
 def _no_deadlines() -> list[Any]:
@@ -380,4 +380,14 @@ MUTATIONS = (
     Mutation("a link is given up, and the other end is not told", EXACT, _given_up_in_silence),
     Mutation("a connection that is lost stays open", BOUNDED, _connections_left_open),
     Mutation("a link that has ended leaves its timer", BOUNDED, _timer_left_behind),
+    Mutation("FINISHED is not looked at", STRANGERS, sealing.finished_unheeded),
+    Mutation("a JOIN is believed whatever its MAC", STRANGERS, sealing.joins_believed),
+    Mutation("a ticket lets any number of lanes in", STRANGERS, sealing.tickets_kept),
+    Mutation("a resumed link keeps its first keys", SEALED, sealing.first_keys_kept),
+    Mutation("a ticket is no part of a lane's secrets", SEALED, sealing.ticket_left_out),
+    Mutation("all lanes of a link have the same secrets", SEALED, sealing.lane_left_out),
+    Mutation("both directions of a lane have the same secret", SEALED, sealing.directions_alike),
+    Mutation("the lanes of a sealed link are in the clear", SEALED, sealing.lanes_in_the_clear),
+    Mutation("the control connection of a sealed link is in the clear", SEALED, sealing.control_in_the_clear),
+    Mutation("damage to a control connection is not heeded", SEALED, sealing.damage_unheeded),
 )

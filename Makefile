@@ -57,7 +57,7 @@ $(STAMPS)/models: $(STAMPS)/strict .ci/check_torch.py
 
 # Faults and slow peers for a minute each; the suite has seconds of them.
 storms: $(STAMPS)/strict
-	KVWIRE_STORM_S=60 $(BIN)/python -m pytest -s tests/net/test_storms.py tests/net/test_bounds.py
+	KVWIRE_STORM_S=60 $(BIN)/python -m pytest -s tests/net/test_storms.py tests/net/test_bounds.py tests/net/test_nonces.py
 
 # sdist, wheel from it, empty environment, a transfer: in each of PYTHONS, or in the first interpreter of each supported
 # version on PATH or under pyenv.

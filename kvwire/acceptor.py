@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING
 from kvwire import sockets, wire
 from kvwire.control import Stream
 from kvwire.errors import (
-    AuthenticationFailed,
+    ConnectTimeout,
     KvwireError,
     LinkLost,
     LocalError,
     ModeMismatch,
-    NotAllowed,
+    NotKvwire,
     ProtocolError,
+    RemoteError,
     VersionMismatch,
 )
 
@@ -99,11 +100,13 @@ class Acceptor:
             async with asyncio.timeout(self._node.config.handshake_timeout_s):
                 await self._identify(sock, peer)
         except TimeoutError:
-            log.info("%s said nothing of kvwire's within %g s", peer, self._node.config.handshake_timeout_s)
+            late = ConnectTimeout(f"it did not say who it is within {self._node.config.handshake_timeout_s:g} s")
+            log.info("%s turned away: %s", peer, late)
+            self._node._guard.refused(peer, late)
             sock.close()
         except (KvwireError, OSError) as error:
             log.info("%s turned away: %s", peer, error)
-            if isinstance(error, AuthenticationFailed | NotAllowed | ModeMismatch | VersionMismatch):
+            if isinstance(error, RemoteError) and not isinstance(error, NotKvwire):
                 self._node._guard.refused(peer, error)
             sock.close()
         except BaseException:
@@ -156,9 +159,8 @@ class Acceptor:
             link._resume(stream, agreement, raw)
             return
         if not node._has_room():
-            reason = f"{node.config.max_links} links are up already"
-            await stream.write(wire.goodbye("busy", reason))
-            raise LocalError(reason, hint="Config.max_links")
+            await stream.write(wire.goodbye("busy", "it takes no more links"))
+            raise LocalError(f"{node.config.max_links} links are up already", hint="Config.max_links")
         node._make_link("acceptor", peer, who, agreement)._start(stream, None, raw)
 
     def _returning(self, hello: wire.Hello, who: Peer | None) -> Link | None:

@@ -157,6 +157,10 @@ class ModelMismatch(OfferRefused):
     retriable = False
 
 
+class ContentMismatch(RemoteError):
+    """The blocks on offer are not those that the receiver expects: of another prompt, revision, adapter or layout."""
+
+
 class PeerAborted(RemoteError):
     """The peer gave the transfer up."""
 

@@ -6,16 +6,19 @@ A plain node knows nobody: it lets everybody do everything, and its log says wha
 from __future__ import annotations
 
 import secrets
+import time
 
 from kvwire.control import Stream
 from kvwire.errors import KvwireError, PolicyError
-from kvwire.security import AuditLog, Identity, Peer, Policy, Usage
+from kvwire.security import AuditLog, Certificate, Identity, Peer, Policy, Usage
 from kvwire.security.schedule import Agreement
 from kvwire.security.tls import Tls
 from kvwire.types import Manifest
 from kvwire.wire import Role
 
 ANY_LANES = 1 << 20
+REFUSALS_PER_S = 20
+"""Refused connections that are written down one by one."""
 
 
 class Guard:
@@ -26,6 +29,12 @@ class Guard:
         self._policy = policy
         self._audit = audit
         self.usage = Usage(policy)
+        self._refusals, self._refusals_until = 0, 0.0  # in this second
+
+    @property
+    def ages(self) -> bool:
+        """Whether `refresh` has anything to do."""
+        return self._identity is not None or self._audit is not None
 
     # --- connections ----------------------------------------------------------------------------------------------
 
@@ -49,9 +58,9 @@ class Guard:
         if self._identity is None or stream.tls is None or peer is None:
             return None
         certificates = stream.tls.own, stream.tls.peer
-        tenants = self._identity.subject.tenant, peer.subject.tenant
         if role == "acceptor":
-            certificates, tenants = certificates[::-1], tenants[::-1]
+            certificates = certificates[::-1]
+        tenants = _tenant(certificates[0]), _tenant(certificates[1])
         return Agreement(role, certificates, tenants, secrets.token_bytes(32))
 
     def frank(self, peer: Peer | None) -> bool:
@@ -59,7 +68,8 @@ class Guard:
         return self._identity is None or peer is None or peer.subject.tenant == self._identity.subject.tenant
 
     def refresh(self) -> None:
-        """Look whether the files of the identity have changed."""
+        """Look whether the files of the identity have changed, and bring the log up to date."""
+        self.settle()
         if self._identity is not None:
             self._identity.refresh()
 
@@ -108,5 +118,25 @@ class Guard:
             self._audit.write(event, **fields)
 
     def refused(self, address: str, error: KvwireError) -> None:
-        """Somebody got no link, for that reason."""
-        self.write("link_refused", address=address, error=type(error).__name__, reason=str(error))
+        """Somebody got no link, for that reason. Of a flood the rest is counted: a stranger must not fill the disk."""
+        now = time.monotonic()
+        if now >= self._refusals_until:
+            self.settle()
+            self._refusals_until = now + 1.0
+        if self._refusals < REFUSALS_PER_S:
+            self.write("link_refused", address=address, error=type(error).__name__, reason=str(error))
+        self._refusals += 1
+
+    def settle(self) -> None:
+        """Write down how many refusals were only counted."""
+        if self._refusals > REFUSALS_PER_S:
+            self.write(
+                "link_refused", count=self._refusals - REFUSALS_PER_S, reason="too many to be written one by one"
+            )
+        self._refusals = 0
+
+
+def _tenant(certificate: bytes) -> str:
+    """The tenant that a certificate names. Both sides read it alike, whereas a pin may say something else on one."""
+    subject = Certificate.from_der(certificate).subject
+    return subject.tenant if subject else ""

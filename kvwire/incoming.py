@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from kvwire import wire
 from kvwire._ext.incoming import InTransfer
 from kvwire._ext.layout import Segment
-from kvwire.errors import AttachmentError, Closed, DeadlineExceeded, PlacementError
+from kvwire.errors import AttachmentError, Closed, ContentMismatch, DeadlineExceeded, PlacementError, SpecError
 from kvwire.pool import Slots, check_disjoint
 from kvwire.transfer import Receipt, Transfer, check_slots, runs_of
-from kvwire.types import BlockRange, Grant, Manifest
+from kvwire.types import BlockRange, Grant, GroupOffer, Manifest
 
 if TYPE_CHECKING:
     from kvwire.link import Link
@@ -56,15 +56,31 @@ class Incoming(Transfer):
         """Address of the link's peer."""
         return self._link.peer
 
-    async def grant(self, placement: Mapping[str, Slots], *, cell_bytes: int | None = None) -> None:
+    async def grant(
+        self,
+        placement: Mapping[str, Slots],
+        *,
+        cell_bytes: int | None = None,
+        expect: Mapping[str, Sequence[bytes]] | None = None,
+    ) -> None:
         """Accept the offer: which blocks are wanted, and into which slots. Groups left out are not wanted.
 
+        `expect`: by group, the hashes of the prompt's blocks, by block number, as this side computes them itself
+        (`block_hashes`, its seed naming model revision and adapter; for a state its one key). Where the offer names
+        other hashes for blocks that are wanted, or none, it is refused, and ContentMismatch is raised here: KV that was
+        computed from something else is never committed.
         PlacementError, before anything is sent, for blocks that are not on offer, kinds that go all or nothing,
         slots that overlap, are in use, read-only or outside their pool.
         """
-        self.grant_nowait(placement, cell_bytes=cell_bytes)
+        self.grant_nowait(placement, cell_bytes=cell_bytes, expect=expect)
 
-    def grant_nowait(self, placement: Mapping[str, Slots], *, cell_bytes: int | None = None) -> None:
+    def grant_nowait(
+        self,
+        placement: Mapping[str, Slots],
+        *,
+        cell_bytes: int | None = None,
+        expect: Mapping[str, Sequence[bytes]] | None = None,
+    ) -> None:
         """As `grant`, which never waits; on the loop's thread only."""
         if self._handle is not None or self._error is not None or self._ended.done():
             raise Closed(f"{self!r} cannot be granted now")
@@ -81,6 +97,8 @@ class Incoming(Transfer):
         for offer in self.manifest.groups:
             slots = placement.get(offer.spec.name)
             blocks = slots.block_numbers(offer) if slots is not None else np.empty(0, dtype=np.int64)
+            if expect is not None and len(blocks):
+                self._check_content(offer, blocks, expect)
             runs.append(runs_of(blocks))
             granted.append(blocks)
             if slots is not None and len(blocks):
@@ -109,12 +127,32 @@ class Incoming(Transfer):
             self._leases.clear()
             raise
 
+    def _check_content(
+        self, offer: GroupOffer, blocks: NDArray[np.int64], expect: Mapping[str, Sequence[bytes]]
+    ) -> None:
+        """Refuse an offer that names other content than is expected for these blocks."""
+        name, hashes = offer.spec.name, expect.get(offer.spec.name)
+        if hashes is None or isinstance(hashes, bytes) or len(hashes) <= int(blocks[-1]):
+            raise SpecError(
+                f"expect has no hash of block {blocks[-1]} of group {name}", hint="block_hashes(tokens, ...)"
+            )
+        for block in blocks.tolist():
+            named = offer.hashes[block - offer.blocks.start] if offer.hashes else b""
+            if named != hashes[block]:
+                what = "other content than expected" if named else "no content"
+                reason = f"group {name}: the offer names {what} for block {block}"
+                self._refuse(reason)
+                raise ContentMismatch(reason)
+
     async def refuse(self, reason: str = "") -> None:
         """Decline the offer; the sender gets `OfferRefused` with this reason."""
         if self._handle is not None or self._ended.done():
             raise Closed(f"{self!r} cannot be refused now")
+        self._refuse(str(reason))
+
+    def _refuse(self, reason: str) -> None:
         self._error = Closed(f"transfer {self.transfer_id} was refused here")
-        self._link._send_refuse(self, str(reason))
+        self._link._send_refuse(self, reason)
         self._finish()
 
     def _engine_changed(self) -> None:

@@ -72,8 +72,8 @@ class Node:
         self._loop.add_reader(self.engine.fileno(), self._on_engine)
         if self._acceptor is not None:
             self._spawn(self._acceptor.accept_connections())
-        if not config.plain:
-            self._spawn(self._watch_identity())
+        if guard.ages:
+            self._spawn(self._refresh())
 
     @classmethod
     async def serve(
@@ -212,6 +212,7 @@ class Node:
             await asyncio.wait(self._tasks)
         if self._acceptor is not None:
             self._acceptor.close()
+        self._guard.settle()
         self._loop.remove_reader(self.engine.fileno())
         self.engine.close()
 
@@ -306,8 +307,8 @@ class Node:
 
     # --- who is who -----------------------------------------------------------------------------------------------
 
-    async def _watch_identity(self) -> None:
-        """Ends the links of those whose certificates have been revoked."""
+    async def _refresh(self) -> None:
+        """Every second; ends the links of those whose certificates have been revoked."""
         while True:
             await asyncio.sleep(REFRESH_S)
             self._guard.refresh()

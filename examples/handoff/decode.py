@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
+import keys
 import layout
 import model as models
 import torch
@@ -63,11 +65,12 @@ def take_over(job: Job, model: Any, node: kvwire.Node, loop: Loop) -> Received:
     return Received(decoded, landed, damaged)
 
 
-def main(pipe: Connection, lanes: int) -> None:
+def main(pipe: Connection, lanes: int, where: Path | None) -> None:
     """Says its port, then works off the jobs that come over `pipe`; answers with `Received` or `HandoffError`."""
     models.settle()
     loop = Loop()
-    node = loop.call(kvwire.Node.serve("127.0.0.1", 0, config=kvwire.Config(lanes=lanes)))
+    config = kvwire.Config(lanes=lanes, plain=where is None)
+    node = loop.call(kvwire.Node.serve("127.0.0.1", 0, config, identity=keys.load(where, "decode")))
     pipe.send(node.port)
     try:
         while True:

@@ -3,8 +3,8 @@
     python examples/handoff/handoff.py --config my-model/config.json --prompt-tokens 2048
 
 Both processes build the same model from a transformers configuration (random weights, nothing is downloaded).
-One prefills a prompt and sends every layer's cache over kvwire as soon as that layer is done; the other builds
-the cache anew and decodes. Its tokens and logits are compared, bit for bit, with those of a decode that never
+One prefills a prompt and sends every layer's cache over kvwire, sealed, as soon as that layer is done; the other
+builds the cache anew and decodes. Its tokens and logits are compared, bit for bit, with those of a decode that never
 left the first process. Without --config or --family, all configurations in `configs/` take their turn.
 
 Exit status: 0 identical, 1 different, 2 nothing to compare (one sentence says why).
@@ -70,6 +70,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--decode-tokens", type=at_least_one, default=16, metavar="N", help="tokens to compare [16]")
     parser.add_argument("--lanes", type=lanes, default=4, metavar="N", help="TCP connections, 1 to 64 [4]")
+    parser.add_argument("--plain", action="store_true", help="CRC32C, no encryption, no keys")
     parser.add_argument(
         "--damage",
         nargs="?",
@@ -109,7 +110,7 @@ def row(job: Job, sent: Sent, received: Received) -> str:
     )
 
 
-def run(jobs: dict[Path, Job | HandoffError], lane_count: int) -> int:
+def run(jobs: dict[Path, Job | HandoffError], lane_count: int, plain: bool) -> int:
     """Does the jobs one after the other in one pair of processes, prints the table; the exit status."""
     status = IDENTICAL
     pair: Pair | None = None
@@ -119,7 +120,7 @@ def run(jobs: dict[Path, Job | HandoffError], lane_count: int) -> int:
             try:
                 if isinstance(job, HandoffError):
                     raise job
-                pair = pair or Pair(lane_count)
+                pair = pair or Pair(lane_count, plain)
                 sent, received = pair.run(job)
             except HandoffError as error:
                 print(f"handoff: {path}: {error}", file=sys.stderr, flush=True)
@@ -150,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             jobs[path] = Job(path.stem, load(path), *settings)
         except BadConfig as error:
             jobs[path] = error
-    return run(jobs, options.lanes)
+    return run(jobs, options.lanes, options.plain)
 
 
 if __name__ == "__main__":

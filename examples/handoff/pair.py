@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import tempfile
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 from jobs import HandoffError, Job, Received, Sent
@@ -31,16 +33,23 @@ def _decode(pipe: Connection, *arguments: Any) -> None:
 class Pair:
     """Two processes joined by kvwire over TCP on loopback, and to this one by a pipe each.
 
-    They share no memory: the KV cache goes over TCP, jobs and results over the pipes.
+    They share no memory: the KV cache goes over TCP, jobs and results over the pipes. The link is sealed, with keys
+    that are there for as long as the pair is, unless `plain`.
     """
 
-    def __init__(self, lanes: int) -> None:
+    def __init__(self, lanes: int, plain: bool) -> None:
+        import keys  # here, so that the command can say that there is no kvwire
+
+        self._keys = tempfile.TemporaryDirectory(prefix="handoff-keys-")
+        where = None if plain else Path(self._keys.name)
         self._context = multiprocessing.get_context("spawn")
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
         try:
-            self._start(_decode, lanes)
-            self._start(_prefill, lanes)
+            if where is not None:
+                keys.make(where)
+            self._start(_decode, lanes, where)
+            self._start(_prefill, lanes, where)
             _, port = self._receive({DECODE})
             self._pipes[PREFILL].send(port)
         except BaseException:
@@ -101,3 +110,4 @@ class Pair:
         for process in self._processes:
             process.join()
         self._processes.clear()
+        self._keys.cleanup()

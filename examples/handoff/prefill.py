@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
+import keys
 import layout
 import model as models
 from jobs import HandoffError, Job, Sent, UnsupportedState
@@ -142,11 +144,12 @@ def hand_off(job: Job, model: Any, link: kvwire.Link, loop: Loop) -> Sent:
     return Sent(decoded, prefill_s, departure.last_ready, receipt.tail_s or 0.0, receipt.bytes, plan.groups)
 
 
-def main(pipe: Connection, lanes: int) -> None:
+def main(pipe: Connection, lanes: int, where: Path | None) -> None:
     """Takes the decoder's port from `pipe`, then jobs until it closes; answers with `Sent` or `HandoffError`."""
     models.settle()
     loop = Loop()
-    node = loop.call(kvwire.Node.start(kvwire.Config(lanes=lanes)))
+    config = kvwire.Config(lanes=lanes, plain=where is None)
+    node = loop.call(kvwire.Node.start(config, identity=keys.load(where, "prefill")))
     link = loop.call(node.connect("127.0.0.1", pipe.recv()))
     try:
         while True:

@@ -5,7 +5,7 @@ from kvwire._ext.cipher import Cipher
 MOST: tuple[int, int, float]
 """Bytes, frames and seconds that one key may seal."""
 
-Kind = Literal["data", "ack", "receipt"]
+_Kind = Literal["data", "ack", "receipt"]
 
 class Sealer:
     """Seals the frames of one lane and direction, in order from 0.
@@ -23,7 +23,7 @@ class Sealer:
     def sequence(self) -> int:
         """Of the next frame."""
 
-    def seal(self, type: Kind, transfer: int, segment: int, cell: int, payload: bytes, now_ns: int = 0) -> bytes:
+    def seal(self, type: _Kind, transfer: int, segment: int, cell: int, payload: bytes, now_ns: int = 0) -> bytes:
         """The next frame: 48-byte header, sealed payload, 16-byte tag."""
 
 class Opener:
@@ -36,6 +36,6 @@ class Opener:
     def sequence(self) -> int: ...
     def open(
         self, data: bytes, max_len: int
-    ) -> tuple[str, int] | tuple[Literal["ok"], int, Kind, int, int, int, bytes]:
+    ) -> tuple[str, int] | tuple[Literal["ok"], int, _Kind, int, int, int, bytes]:
         """("ok", bytes of the frame, type, transfer, segment, cell, payload), ("incomplete", 0), or (what is wrong: one
         of `frame.ERRORS`, 0), after which a lane ends."""

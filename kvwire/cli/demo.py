@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
+from collections.abc import Sequence
 
 from kvwire import Config, KvwireError
-from kvwire.cli import machine
+from kvwire.cli import machine, sealing
 from kvwire.cli.failure import Failure
 from kvwire.cli.loopback.pair import Moved, Pair, Run
 from kvwire.cli.memory import kv_bytes
@@ -33,12 +35,13 @@ def row(model: Preset, tokens: int, bulk: Run, streamed: Moved) -> tuple[str, ..
     return (model.name, model.kind, str(tokens), groups, size, f"{goodput:.2f} GB/s", tail, verdict)
 
 
-def demo() -> int:
+def demo(plain: bool) -> int:
     """Exit status 1 where a byte was wrong."""
     congestion = machine.congestion(None)
-    config = Config(congestion=congestion)
+    config = Config(congestion=congestion, plain=plain)
     machine.check_memory(2 * max(kv_bytes(preset(name).specs(), tokens) for name, tokens in MODELS))
-    print(f"Two processes, TCP on 127.0.0.1, {config.lanes} lanes, {congestion}, CRC32C in every frame.", flush=True)
+    mode = sealing.mode(plain) if plain else f"sealed, AES-256-GCM by {sealing.cipher_name()}, keys made for this run"
+    print(f"Two processes, TCP on 127.0.0.1, {config.lanes} lanes, {congestion}; {mode}.", flush=True)
     rows: list[tuple[str, ...]] = [HEAD]
     wrong: list[str] = []
     with Progress() as progress, Pair(config) as pair:
@@ -67,10 +70,12 @@ def demo() -> int:
     return 1 if wrong else 0
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 all well, 1 bytes were wrong, 2 it could not run, 130 interrupted."""
+    parser = argparse.ArgumentParser(prog="demo", description=__doc__)
+    parser.add_argument("--plain", action="store_true", help="CRC32C, no encryption, no keys")
     try:
-        return demo()
+        return demo(parser.parse_args(arguments).plain)
     except (Failure, KvwireError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2

@@ -13,6 +13,7 @@ from typing import Any
 
 import kvwire
 from kvwire._ext import crc32c
+from kvwire.cli import sealing
 from kvwire.cli.failure import Failure
 from kvwire.cli.units import show_size
 
@@ -70,9 +71,17 @@ def check_memory(nbytes: int) -> None:
         raise Failure(f"this needs {show_size(nbytes)} of memory and the host has {has}; ask for fewer tokens")
 
 
+def cipher() -> str:
+    """`sealing.cipher_name`, or empty where KVWIRE_LIBCRYPTO names what is none."""
+    try:
+        return sealing.cipher_name()
+    except kvwire.ConfigError:
+        return ""
+
+
 def describe() -> dict[str, Any]:
     """What of this machine has a say in a figure: `host`, `cpu`, `cores` that may be used, `memory_bytes`, `kernel`,
-    `congestion` (the host's default), and the versions of kvwire and Python and the CRC32C code in use."""
+    `congestion` (the host's default), the versions of kvwire and Python, the CRC32C code and the `cipher` in use."""
     with socket.socket() as sock:
         default = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
     names = re.findall(r"^model name\s*: (.+)$", _text(Path("/proc/cpuinfo")), re.MULTILINE)
@@ -86,6 +95,7 @@ def describe() -> dict[str, Any]:
         "kvwire": kvwire.__version__,
         "python": platform.python_version(),
         "crc32c": crc32c.selected(),
+        "cipher": cipher(),
     }
 
 
@@ -93,5 +103,6 @@ def show(facts: Mapping[str, Any]) -> str:
     """A description in one line."""
     return (
         f"{facts['cores']} cores of {facts['cpu']}, {show_size(facts['memory_bytes'])}, Linux {facts['kernel']}, "
-        f"Python {facts['python']}, kvwire {facts['kvwire']}, CRC32C {facts['crc32c']}"
+        f"Python {facts['python']}, kvwire {facts['kvwire']}, CRC32C {facts['crc32c']}, "
+        f"AES-256-GCM by {facts['cipher'] or 'nothing'}"
     )

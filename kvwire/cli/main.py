@@ -11,6 +11,7 @@ from typing import Any
 
 import kvwire
 from kvwire._ext import build_info, crc32c, libcrypto
+from kvwire.cli import machine
 
 EPILOG = "kvwire-bench measures what this host, and a pair of hosts, can do; kvwire-bench --help names its commands."
 
@@ -36,6 +37,7 @@ def describe() -> dict[str, Any]:
         "build": dict(build_info.facts()),
         "crc32c": {"selected": crc32c.selected(), "runs_here": list(crc32c.implementations())},
         "libcrypto": _libcrypto(),
+        "cipher": machine.cipher(),
     }
 
 
@@ -53,6 +55,7 @@ def show(facts: dict[str, Any]) -> str:
         "flags": build["flags"],
         "CRC32C": f"{crc['selected']} (this CPU runs {', '.join(crc['runs_here'])})",
         "libcrypto": crypto or "none found",
+        "cipher": f"AES-256-GCM by {facts['cipher']}" if facts["cipher"] else "none",
     }
     return "\n".join([f"kvwire {facts['kvwire']}", *(f"{name:>14}  {value}" for name, value in rows.items())])
 

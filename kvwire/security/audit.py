@@ -113,6 +113,8 @@ class AuditLog:
         """
         if event not in EVENTS or not fields.keys() <= FIELDS.keys():
             raise ValueError(f"no audit event {event!r} with fields {sorted(fields)}")
+        if not all(isinstance(value, Scalar) for value in fields.values()):
+            raise ValueError(f"no JSON scalar among {sorted(fields)} of {event!r}")
         try:
             if self._lost:
                 self._append("lost", {"count": self._lost})

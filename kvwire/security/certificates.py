@@ -36,7 +36,13 @@ BACKDATED = timedelta(minutes=5)
 
 NO_LIST = b"# SHA-256 of revoked certificates, one a line.\n"
 
-_NOT_A_CERTIFICATE = (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+_NOT_A_CERTIFICATE = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 """What `cryptography` raises for DER that somebody else has made."""
 
 
@@ -199,6 +205,7 @@ class Authority:
             builder = builder.add_extension(x509.NameConstraints(permitted, None), critical=True)
         certificate = _signed(builder, key)
         with files.key_directory(where, make=True):
+            files.check_absent(where / CA_KEY, where / CA)
             files.write(where / CA_KEY, _key_pem(key), files.PRIVATE)
             files.write(where / CA, certificate.pem.encode(), files.PUBLIC)
         return cls(certificate, key)
@@ -237,8 +244,9 @@ class Authority:
         where = Path(directory)
         with files.key_directory(where, make=True):
             if not replace:
+                files.check_absent(where / IDENTITY)
                 _write_trust(where / CA, self.certificate.pem.encode())
-            _write_identity(where, key, certificate, replace)
+            _write_identity(where, key, certificate)
         return certificate
 
 
@@ -255,7 +263,9 @@ def self_signed(
     certificate = _signed(_leaf(subject, _name(subject.name), key, key, _period(days, now)), key)
     where = Path(directory)
     with files.key_directory(where, make=True):
-        _write_identity(where, key, certificate, replace)
+        if not replace:
+            files.check_absent(where / IDENTITY)
+        _write_identity(where, key, certificate)
     return certificate
 
 
@@ -267,10 +277,10 @@ def _write_trust(path: Path, pem: bytes) -> None:
         raise IdentityError(f"{path} is another CA's", hint="choose another directory")
 
 
-def _write_identity(where: Path, key: Ed25519PrivateKey, certificate: Certificate, replace: bool) -> None:
+def _write_identity(where: Path, key: Ed25519PrivateKey, certificate: Certificate) -> None:
     pem = certificate.pem.encode()
-    files.write(where / IDENTITY, _key_pem(key) + pem, files.PRIVATE, replace=replace)
-    files.write(where / CERTIFICATE, pem, files.PUBLIC, replace=True)
+    files.write(where / IDENTITY, _key_pem(key) + pem, files.PRIVATE)
+    files.write(where / CERTIFICATE, pem, files.PUBLIC)
     if not (where / REVOKED).exists():
         files.write(where / REVOKED, NO_LIST, files.PUBLIC)
 

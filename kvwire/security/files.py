@@ -78,11 +78,15 @@ def key_directory(path: Path, *, make: bool = False) -> Iterator[None]:
         os.close(fd)
 
 
-def write(path: Path, content: bytes, mode: int, *, replace: bool = False) -> None:
-    """Puts a file there by one rename, within `key_directory`. IdentityError where there is one already and it is not
-    to be replaced."""
-    if not replace and os.path.lexists(path):
-        raise IdentityError(f"{path} is there already")
+def check_absent(*paths: Path) -> None:
+    """IdentityError where one of them is there, and would be overwritten."""
+    for path in paths:
+        if os.path.lexists(path):
+            raise IdentityError(f"{path} is there already", hint="choose another directory")
+
+
+def write(path: Path, content: bytes, mode: int) -> None:
+    """Puts a file there by one rename, within `key_directory`."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with open(temporary, "xb", opener=_create_private) as file:

@@ -204,12 +204,15 @@ class Identity:
 def _read_credentials(paths: _Paths) -> _Credentials:
     key_pem = files.read(paths.key, private=True)
     chain_pem = key_pem if paths.certificate == paths.key else files.read(paths.certificate)
+    now = datetime.now(UTC)
     own = parse_certificates(chain_pem, paths.certificate)[0]
     check_key_fits(parse_key(key_pem, paths.key), own, paths.key)
-    check_time(own, paths.certificate, datetime.now(UTC))
+    check_time(own, paths.certificate, now)
     if own.subject is None:
         raise IdentityError(f"{paths.certificate} is without kvwire's names; expected one SAN URI {FORM}")
     authorities = read_authorities(paths.ca) if paths.has(paths.ca) else ()
+    if authorities and all(each.expires < now for each in authorities):
+        raise IdentityError(f"the CA in {paths.ca} has expired")
     pins = read_pins(paths.pins) if paths.has(paths.pins) else ()
     if not authorities and not pins:
         raise IdentityError(

@@ -72,7 +72,7 @@ def pin(
     with files.key_directory(where):
         present = read_pins(where / PINS) if (where / PINS).exists() else ()
         others = tuple(each for each in present if each.certificate.fingerprint != certificate.fingerprint)
-        files.write(where / PINS, _text((*others, made)), files.PUBLIC, replace=True)
+        files.write(where / PINS, _text((*others, made)), files.PUBLIC)
     return made
 
 

@@ -125,12 +125,14 @@ def _list(names: Collection[str]) -> str:
 @dataclass(slots=True)
 class _Count:
     transfers: int = 0
-    lanes: int = 0
     bytes: int = 0
 
 
 class Usage:
-    """What every tenant has under way at a node, held against its quota. What is added has to be ended."""
+    """The transfers that every tenant has under way at a node, held against its quota. What is added has to be ended.
+
+    Lanes are not counted here: there are as many as the node's links have.
+    """
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
@@ -138,49 +140,28 @@ class Usage:
 
     @property
     def tenants(self) -> tuple[str, ...]:
-        """Tenants that have anything under way."""
+        """Tenants that have a transfer under way."""
         return tuple(self._counts)
 
     def add_transfer(self, tenant: str, nbytes: int) -> None:
         """A transfer of at most `nbytes` begins. NotAllowed, and nothing counted, where that would be too much."""
-        self._add(tenant, transfers=1, bytes=nbytes)
+        count, quota = self._counts.get(tenant, _Count()), self._policy.quota_of(tenant)
+        transfers, total = count.transfers + 1, count.bytes + nbytes
+        for number, most, what in ((transfers, quota.transfers, "transfers"), (total, quota.bytes, "bytes")):
+            if most is not None and number > most:
+                raise NotAllowed(f"tenant {tenant} would have {number} {what} under way; its quota is {most}")
+        self._counts[tenant] = _Count(transfers, total)
 
     def shrink(self, tenant: str, before: int, after: int) -> None:
         """Of the `before` bytes of a transfer no more than `after` are to come."""
-        self._end(tenant, bytes=before - after)
+        self._counts[tenant].bytes -= before - after
 
     def end_transfer(self, tenant: str, nbytes: int) -> None:
         """A transfer that still counted `nbytes` is over."""
-        self._end(tenant, transfers=1, bytes=nbytes)
-
-    def lanes_left(self, tenant: str) -> int | None:
-        """How many more lanes it may have; None: no limit."""
-        most = self._policy.quota_of(tenant).lanes
-        return None if most is None else most - self._counts.get(tenant, _Count()).lanes
-
-    def add_lane(self, tenant: str) -> None:
-        """A lane begins. NotAllowed, and nothing counted, where that is one too many."""
-        self._add(tenant, lanes=1)
-
-    def end_lane(self, tenant: str) -> None:
-        """A lane is gone."""
-        self._end(tenant, lanes=1)
-
-    def _add(self, tenant: str, **more: int) -> None:
-        count, quota = self._counts.get(tenant, _Count()), self._policy.quota_of(tenant)
-        for what, number in more.items():
-            most, total = getattr(quota, what), getattr(count, what) + number
-            if most is not None and total > most:
-                raise NotAllowed(f"tenant {tenant} would have {total} {what} under way; its quota is {most}")
-        for what, number in more.items():
-            setattr(count, what, getattr(count, what) + number)
-        self._counts[tenant] = count
-
-    def _end(self, tenant: str, **less: int) -> None:
         count = self._counts[tenant]
-        for what, number in less.items():
-            left = getattr(count, what) - number
-            assert left >= 0, f"{what} of {tenant} were ended that had not begun"
-            setattr(count, what, left)
+        count.transfers -= 1
+        count.bytes -= nbytes
+        assert count.transfers >= 0, f"more transfers of {tenant} have ended than had begun"
+        assert count.bytes >= 0, f"more bytes of {tenant} have ended than had begun"
         if count == _Count():
             del self._counts[tenant]

@@ -55,5 +55,5 @@ def revoke(directory: str | os.PathLike[str], fingerprint: str, note: str = "", 
         else:
             before = NO_LIST
         joint = b"" if before.endswith(b"\n") or not before else b"\n"
-        files.write(path, before + joint + f"{digits}  # {remark}\n".encode(), files.PUBLIC, replace=True)
+        files.write(path, before + joint + f"{digits}  # {remark}\n".encode(), files.PUBLIC)
     return True

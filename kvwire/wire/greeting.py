@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvwire.errors import ProtocolError
+from kvwire.errors import AuthenticationFailed, LinkLost, ProtocolError
 from kvwire.wire import schema
 from kvwire.wire.exchange import clip
 
@@ -29,3 +29,11 @@ def parse_hello(data: bytes) -> schema.Hello:
 def goodbye(code: str, reason: str) -> bytes:
     """What to say to a peer that gets no session."""
     return schema.encode(schema.Goodbye(code, clip(reason)))
+
+
+def unheard(error: LinkLost) -> AuthenticationFailed:
+    """What a dialler makes of a sealed connection that is lost before the acceptor's HELLO: who is refused is told no
+    more, but it had seen the acceptor's certificate, and shown its own."""
+    return AuthenticationFailed(
+        f"{error}; it may not believe this node's certificate, or not allow it: see its audit log"
+    )

@@ -15,7 +15,7 @@ from kvwire.errors import Closed, KvwireError, LimitExceeded, LinkLost, LocalErr
 from kvwire.version import __version__
 from kvwire.wire import events, schema, states
 from kvwire.wire.exchange import Exchange, clip
-from kvwire.wire.greeting import GREETING_BYTES, goodbye
+from kvwire.wire.greeting import GREETING_BYTES, goodbye, unheard
 from kvwire.wire.keys import PLAIN_SUITE, SEALED_SUITE, KeyAgreement, LaneSecrets, LinkKeys, Role
 from kvwire.wire.preamble import NO_JOIN_SECRET, WIRE_VERSION, Join, join_bytes
 from kvwire.wire.tickets import MAX_TICKETS, RANDOM_BYTES, TICKET_VALID_S, Tickets
@@ -103,7 +103,8 @@ class Session(Exchange):
         if self._closed or self.state is states.Session.SUSPENDED:
             return
         if self.peer is None or not self._config.resume_timeout_s:
-            self._close("fail", error)
+            refused = self.role == "dialler" and self._agreement is not None and self._heard is None
+            self._close("fail", unheard(error) if refused and self.peer is None else error)
             return
         if self.state is states.Session.OPEN:
             self._resume_due = now + self._config.resume_timeout_s

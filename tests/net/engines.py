@@ -10,7 +10,7 @@ from typing import Self
 
 import numpy as np
 
-from kvwire._ext.cipher import Cipher
+from kvwire._ext.cipher import Cipher, find
 from kvwire._ext.engine import Engine
 from kvwire._ext.frame import check
 from kvwire._ext.incoming import InTransfer
@@ -84,12 +84,19 @@ class Memory:
         return [array.tobytes() for array in self.arrays]
 
 
-def tcp_pair() -> tuple[socket.socket, socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+def tcp_pair(*, narrow: bool = False) -> tuple[socket.socket, socket.socket]:
+    """`narrow`: with buffers so small that the kernel refuses most of what it is given."""
+    with socket.socket() as listener:
+        if narrow:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
         dialled = socket.create_connection(listener.getsockname())
         accepted, _ = listener.accept()
     for s in (dialled, accepted):
         s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if narrow:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     return dialled, accepted
 
 
@@ -199,12 +206,15 @@ def open_things() -> tuple[int, int]:
 
 
 @contextmanager
-def raw_peer() -> Iterator[tuple[EngineLink, socket.socket]]:
-    """A link whose only lane, number 0, ends in a socket in the test's hands."""
-    engine = Engine()
+def raw_peer(
+    secrets: tuple[bytes, bytes] | None = None, *, rekey: Rekey = MOST, narrow: bool = False
+) -> Iterator[tuple[EngineLink, socket.socket]]:
+    """A link whose only lane, number 0, ends in a socket in the test's hands. `secrets`: the engine's own, of sending
+    and of receiving; then the lane is sealed."""
+    engine = Engine(rekey=rekey, cipher=find() if secrets else None)
     link = EngineLink(engine)
-    ours, theirs = tcp_pair()
-    link.add_lane(ours.detach(), 0, 0)
+    ours, theirs = tcp_pair(narrow=narrow)
+    link.add_lane(ours.detach(), 0, 0, secrets)
     theirs.settimeout(PATIENCE_S)
     try:
         with theirs:

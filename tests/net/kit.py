@@ -157,8 +157,8 @@ KEYS = "KVWIRE_TEST_KEYS"
 """Environment variable: the directory of this run's keys, which the processes of a test share."""
 
 
-def keys(tenant: str = "acme", role: str = "both", region: str = "eu-west", name: str = "host") -> Identity:
-    """An identity under this run's CA, made when it is first asked for."""
+def key_directory(tenant: str = "acme", role: str = "both", region: str = "eu-west", name: str = "host") -> Path:
+    """Where an identity under this run's CA lies; it is made when it is first asked for."""
     if KEYS not in os.environ:
         directory = tempfile.mkdtemp(prefix="kvwire-test-keys-")
         atexit.register(shutil.rmtree, directory)
@@ -168,7 +168,12 @@ def keys(tenant: str = "acme", role: str = "both", region: str = "eu-west", name
     where = root / "-".join((tenant, role, region, name))
     if not where.exists():
         Authority.load(root / "ca").issue(where, subject)
-    return Identity.load(where)
+    return where
+
+
+def keys(*names: str, **named: str) -> Identity:
+    """The identity in `key_directory`, which takes the same."""
+    return Identity.load(key_directory(*names, **named))
 
 
 def identified(config: Config | None, more: dict[str, Any]) -> dict[str, Any]:

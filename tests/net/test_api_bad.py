@@ -20,6 +20,7 @@ from kvwire import (
     LimitExceeded,
     ModelMismatch,
     ModelTag,
+    Node,
     OfferRefused,
     Pages,
     PlacementError,
@@ -31,6 +32,8 @@ from tests.net import kit
 from tests.net.kit import CONV, FIVE, FULL, MLA, Caches, granted, joined, manifest, offered, same
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
+
+PLAIN = Config(plain=True)
 
 
 def shaped(shape: tuple[int, ...], dtype: str = "uint16") -> tuple[Any, Any]:
@@ -350,12 +353,14 @@ async def test_another_model() -> None:
 
 
 async def test_configurations_that_cannot_be() -> None:
-    with pytest.raises(ConfigError, match=r"sealed mode is not there yet.*plain=True"):
-        await kit.start(Config(plain=False))
-    with pytest.raises(ConfigError, match="sealed mode is not there yet"):
-        await kit.serve("127.0.0.1", 0, Config(plain=False))
+    for nobody in (Node.start(), Node.serve("127.0.0.1", 0, Config(plain=False))):
+        with pytest.raises(ConfigError, match=r"a node needs an identity.*plain=True"):
+            await nobody
+    for somebody in (Node.start(PLAIN, identity=kit.keys()), Node.serve("127.0.0.1", 0, PLAIN, identity=kit.keys())):
+        with pytest.raises(ConfigError, match="a plain node has no identity"):
+            await somebody
     with pytest.raises(ConfigError, match=r"config is dict; expected kvwire.Config"):
-        await kit.start({"lanes": 2})  # type: ignore[arg-type]
+        await Node.start({"lanes": 2})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="lanes is 65; expected 1 to 64"):
         Config(lanes=65)
     for start in (kit.serve("127.0.0.1", 0, Config(congestion="nagle")), kit.start(Config(congestion="nagle"))):

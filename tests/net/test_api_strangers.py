@@ -1,4 +1,7 @@
-"""Whoever else may connect, or be connected to: each is told apart at once, and costs an honest peer nothing."""
+"""Whoever else may connect, or be connected to: each is told apart at once, and costs an honest peer nothing.
+
+Nodes are plain where a test speaks with them in bytes of its own; `test_sealed_strangers.py` has the sealed ones.
+"""
 
 import asyncio
 import contextlib
@@ -7,6 +10,7 @@ import ssl
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +25,7 @@ from kvwire import (
     KvwireError,
     LinkLost,
     LocalError,
+    ModeMismatch,
     Node,
     NotKvwire,
     ProtocolError,
@@ -34,19 +39,21 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 
 PREAMBLE = wire.control_preamble(plain=True)
 OTHER_VERSION = struct.pack("<4sHH", b"KVWC", 7, 1)
-OTHER_FLAGS = struct.pack("<4sHH", b"KVWC", wire.WIRE_VERSION, 2)
+SEALED = wire.control_preamble(plain=False)
+OTHER_FLAGS = struct.pack("<4sHH", b"KVWC", wire.WIRE_VERSION, 4)
 LANE = struct.pack("<4sHH", b"KVWL", wire.WIRE_VERSION, 1)
 NOISE = np.random.default_rng(4).bytes(100_000)
 TLS_ALERT = b"\x15\x03\x01\x00\x02\x02\x46"  # what a TLS server says to what is no ClientHello
 
-NOT_RESUMED = Config(lanes=2, resume_timeout_s=0)
+PLAIN = Config(lanes=2, plain=True)
+NOT_RESUMED = Config(lanes=2, resume_timeout_s=0, plain=True)
 
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 def session(role: wire.Role) -> wire.Session:
     link_id = b"" if role == "dialler" else bytes(range(16))
-    return wire.Session(role, Config(), bytes(16), bytes(32), link_id, time.monotonic())
+    return wire.Session(role, PLAIN, bytes(16), bytes(32), link_id, time.monotonic())
 
 
 @contextlib.asynccontextmanager
@@ -80,15 +87,16 @@ async def hung_up(reader: asyncio.StreamReader) -> bytes:
         (NOISE, b""),
         (bytes(8), b""),
         (OTHER_VERSION, PREAMBLE),  # so that it can say which versions there are
+        (SEALED, PREAMBLE),  # and which mode
         (OTHER_FLAGS, b""),
         (LANE + bytes(wire.JOIN_BYTES), b""),
         (PREAMBLE + b"\xff\xff\xff\x7f", None),
         (PREAMBLE + struct.pack("<I", 5) + b"hello", None),
     ],
-    ids=["http", "http2", "ssh", "noise", "zeros", "version", "flags", "lane", "huge", "no-msgpack"],
+    ids=["http", "http2", "ssh", "noise", "zeros", "version", "mode", "flags", "lane", "huge", "no-msgpack"],
 )
 async def test_strangers_are_hung_up_on(says: bytes, answer: bytes | None) -> None:
-    async with joined() as pair:
+    async with joined(PLAIN, PLAIN) as pair:
         async with stranger(pair.server) as (reader, writer):
             writer.write(says)
             said = await hung_up(reader)
@@ -109,7 +117,7 @@ async def test_tls_is_hung_up_on() -> None:
 
 
 async def test_strangers_that_say_nothing_or_too_little() -> None:
-    async with joined(server=Config(handshake_timeout_s=0.1)) as pair:
+    async with joined(replace(PLAIN, handshake_timeout_s=0.1), PLAIN) as pair:
         for says in (
             b"",
             PREAMBLE[:5],
@@ -127,7 +135,7 @@ async def test_strangers_that_say_nothing_or_too_little() -> None:
 
 
 async def test_strangers_that_close_half_way() -> None:
-    async with joined() as pair:
+    async with joined(PLAIN, PLAIN) as pair:
         for says in (
             b"",
             b"KVW",
@@ -158,7 +166,7 @@ async def raw_dialler(node: Node) -> AsyncIterator[tuple[wire.Session, asyncio.S
 
 async def test_a_peer_that_closes_half_way_through_an_offer() -> None:
     offer = manifest("half", kit.FIVE)
-    async with joined(NOT_RESUMED) as pair:
+    async with joined(NOT_RESUMED, PLAIN) as pair:
         async with raw_dialler(pair.server) as (peer, _, writer):
             peer.offer(time.monotonic(), offer, timeout_s=1, deadline_s=1, klass=1)
             data = peer.data_to_send()
@@ -172,7 +180,7 @@ async def test_a_peer_that_closes_half_way_through_an_offer() -> None:
 async def test_a_peer_that_offers_and_goes() -> None:
     offer = manifest("gone")
     target = Caches(offer)
-    async with joined(NOT_RESUMED) as pair:
+    async with joined(NOT_RESUMED, PLAIN) as pair:
         async with raw_dialler(pair.server) as (peer, _, writer):
             for request_id in ("gone", "unseen"):
                 peer.offer(time.monotonic(), manifest(request_id), timeout_s=1, deadline_s=1, klass=1)
@@ -189,7 +197,7 @@ async def test_a_peer_that_offers_and_goes() -> None:
 
 
 async def test_a_peer_that_says_hello_and_good_bye_in_one_breath() -> None:
-    async with joined() as pair:
+    async with joined(PLAIN, PLAIN) as pair:
         peer = session("dialler")
         hello = peer.data_to_send()
         peer.close(time.monotonic(), "changed my mind")
@@ -201,7 +209,7 @@ async def test_a_peer_that_says_hello_and_good_bye_in_one_breath() -> None:
 
 
 async def test_a_peer_that_asks_for_lanes_and_opens_none() -> None:
-    async with joined() as pair, raw_dialler(pair.server) as (peer, _, writer):
+    async with joined(PLAIN, PLAIN) as pair, raw_dialler(pair.server) as (peer, _, writer):
         for _ in range(4):
             peer.request_lanes(time.monotonic(), 64)
         peer.offer(time.monotonic(), manifest("after"), timeout_s=1, deadline_s=1, klass=1)
@@ -218,7 +226,7 @@ async def test_more_half_open_connections_than_places() -> None:
         streams = [await stack.enter_async_context(stranger(server)) for _ in range(10)]
         assert server._acceptor is not None
         await kit.eventually(server._acceptor.handshakes.locked, "all places to be taken")
-        assert len(server._tasks) <= 5  # four strangers, and the one that accepts
+        assert len(server._tasks) <= 6  # four strangers, the one that accepts, the one that watches over identities
         assert not server.links
         link = await client.connect("127.0.0.1", server.port)  # when the silent ones have run out of time
         await kit.move(link, server, "honest")
@@ -286,7 +294,8 @@ HELLO = answer()
         (NOISE[:50], NotKvwire, "this is something else, not kvwire"),
         (b"no", NotKvwire, "not kvwire; it begins with b'no"),
         (OTHER_VERSION, VersionMismatch, "the peer speaks wire version 7, this side 1"),
-        (OTHER_FLAGS, ProtocolError, "flags 0x2; this side is plain"),
+        (SEALED, ModeMismatch, "this side is plain and the peer is sealed; nothing was sent"),
+        (OTHER_FLAGS, ProtocolError, "a link with flags 0x4; known are 0x1 and 0x2"),
         (LANE, NotKvwire, "answered as a lane"),
         (b"", LinkLost, "127.0.0.1 port .* closed the connection after 0 bytes"),
         (PREAMBLE[:5], LinkLost, "closed the connection after 5 bytes"),
@@ -309,7 +318,7 @@ async def test_dialling_strangers(says: bytes, error: type[KvwireError], message
 
 
 async def test_dialling_what_never_answers() -> None:
-    node = await kit.start(Config(connect_timeout_s=0.1))
+    node = await kit.start(replace(PLAIN, connect_timeout_s=0.1))
     for says in (b"", PREAMBLE[:3], PREAMBLE, PREAMBLE + HELLO[:20], PREAMBLE + HELLO):
         async with serving(saying(says, then_wait=True)) as port:
             with pytest.raises(ConnectTimeout, match=rf"127.0.0.1 port {port} (took|greeted).* within 0.1 s"):
@@ -340,7 +349,7 @@ async def test_lanes_that_cannot_be_opened() -> None:
                         peer.issue_ticket(time.monotonic(), bytes(range(32)))
                 writer.write(peer.data_to_send())
 
-    node = await kit.start(Config(lanes=2, connect_timeout_s=0.3))
+    node = await kit.start(replace(PLAIN, connect_timeout_s=0.3))
     async with node, serving(handle) as port:
         with contextlib.suppress(ConnectTimeout):  # unless a lane was up for a moment when the time was over
             await node.connect("127.0.0.1", port)

@@ -1,15 +1,19 @@
 """kvwire-bench as a user runs it: figures, exit statuses, and sentences for what it cannot do."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import kvwire
-from kvwire.cli import bench, machine
+from kvwire.cli import bench, demo, machine, sealing
 from kvwire.cli.failure import Failure
 from kvwire.cli.jobs import synthetic
 from kvwire.cli.loopback import command as loopback
@@ -38,7 +42,7 @@ def result_of(done: "subprocess.CompletedProcess[str]") -> dict[str, Any]:
 def test_small_run() -> None:
     result = result_of(run_bench("-n", "8MiB", "--page", "64KiB", "-P", "2", "--runs", "1", "--plain", "--json"))
     assert result["verified"] is True
-    assert result["sealed"] is False
+    assert (result["sealed"], result["cipher"]) == (False, None)
     assert (result["runs"], result["bytes"], result["lanes"], result["page_bytes"]) == (1, 8 * MIB, 2, 65536)
     assert result["goodput_GBps"] > 0
     assert result["cpu_s_per_GB"] > 0
@@ -47,6 +51,15 @@ def test_small_run() -> None:
     assert (result["kvwire_bench"], result["kind"]) == (1, "loopback")
     assert result["machines"]["here"]["kvwire"] == kvwire.__version__
     assert result["congestion"]
+
+
+def test_sealed_beside_plain() -> None:
+    arguments = ("-n", "8MiB", "--page", "64KiB", "--vs", "plain", "--vs", "page=1MiB", "--runs", "2")
+    result = result_of(run_bench(*arguments, "--json"))
+    assert (result["verified"], result["sealed"]) == (True, True)
+    assert result["cipher"] == result["machines"]["here"]["cipher"] == sealing.cipher_name()
+    assert result["ratio_vs_plain"] == pytest.approx(result["goodput_GBps"] / result["plain_GBps"])
+    assert (result["page_bytes"], result["other_page_bytes"]) == (65536, MIB)
 
 
 def test_scattered_beside_another_page_size() -> None:
@@ -71,7 +84,7 @@ def test_model_streamed_layer_by_layer() -> None:
 
 def test_busy_host() -> None:
     result = result_of(run_bench("-n", "8MiB", "--busy-host", "--runs", "1", "--json"))
-    assert result["verified"] is True
+    assert (result["verified"], result["sealed"]) == (True, True)
     assert "busy_loop_ratio" in result  # of so short a run it says nothing
     for name in ("ratio_busy", "tail_idle_s", "tail_busy_s", "gil_entries_busy"):
         assert result[name] > 0, name
@@ -96,7 +109,8 @@ def test_busy_host() -> None:
         (["--model", "llama-3-70b", "--tokens", "16777216"], "of memory"),
         (["--model", "llama-3-70b", "--tokens", "8", "--vs", "page=1MiB"], "has its own"),
         (["--vs", "page=1K", "--vs", "page=2K"], "once"),
-        (["--vs", "rsync"], "expected iperf3 or page=SIZE"),
+        (["--vs", "rsync"], "expected iperf3, plain or page=SIZE"),
+        (["--plain", "--vs", "plain"], "leave --plain out"),
         (["--cc", "quic"], "this host does not let us use it"),
         (["--no-such-flag"], "unrecognized"),
         ([], ""),
@@ -220,6 +234,56 @@ class TestProcesses:
             assert peer.call("mark").rounds == peer.call("mark").rounds
         finally:
             peer.close()
+
+
+class TestFreshKeys:
+    """Keys for one run: who may look at them, and when they are gone."""
+
+    def test_nobody_else_may_look_at_them_and_then_they_are_gone(self) -> None:
+        with sealing.fresh_keys() as where:
+            assert where.stat().st_mode & 0o777 == 0o700
+            who = {role: kvwire.Identity.load(where / role).subject.role for role in ("prefill", "decode")}
+            assert who == {"prefill": "prefill", "decode": "decode"}
+        assert not where.exists()
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+    def test_a_run_that_is_ended_leaves_none(self, tmp_path: Path, number: int) -> None:
+        command = [sys.executable, "-m", "kvwire.cli.bench", "loopback", "-n", "8MiB", "--runs", "1000"]
+        with subprocess.Popen(
+            command, env={**os.environ, "TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            until = time.monotonic() + 40
+            while not list(tmp_path.glob("kvwire-keys-*/prefill/identity.pem")):
+                assert time.monotonic() < until
+                assert process.poll() is None
+                time.sleep(0.01)
+            process.send_signal(number)
+            _, said = process.communicate(timeout=40)
+        assert process.returncode == (130 if number == signal.SIGINT else 128 + number)
+        assert b"Traceback" not in said
+        assert not list(tmp_path.iterdir())
+
+    def test_a_signal_that_is_ignored_stays_so(self) -> None:
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
+        try:
+            with sealing.fresh_keys():
+                assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+                assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+            assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        finally:
+            signal.signal(signal.SIGHUP, before)
+
+
+def test_the_demo_is_sealed_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "MODELS", (("kimi-linear-48b", 100),))
+    monkeypatch.setattr(demo, "PREFILL_S", 0.1)
+    for arguments, mode in (([], "sealed, AES-256-GCM by"), (["--plain"], "CRC32C, not encrypted")):
+        assert demo.main(arguments) == 0
+        said = capsys.readouterr().out
+        assert mode in said.splitlines()[0]
+        assert "every byte right" in said
 
 
 @pytest.mark.parametrize(

@@ -1,115 +1,34 @@
 """kvwire-bench serve and run, as users run them: on two hosts, and with all that can go wrong between them."""
 
 import contextlib
-import json
 import os
 import pty
 import signal
 import socket
 import struct
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from kvwire import wire
+from tests.net.bench import (
+    BENCH,
+    PATIENCE_S,
+    SMALL,
+    Server,
+    environment,
+    fails,
+    measuring,
+    result_of,
+    run,
+    serving,
+    start,
+)
 from tests.net.namespaces import Host, needs_ipv6, needs_namespaces, two_hosts
-
-BENCH = [sys.executable, "-m", "kvwire.cli.bench"]
-SMALL = ["-n", "16MiB", "--transfer", "4MiB", "--page", "64KiB"]
-PATIENCE_S = 20.0
-
-
-@dataclass
-class Server:
-    """A `kvwire-bench serve`, and what it has said."""
-
-    process: "subprocess.Popen[str]"
-    lines: list[str] = field(default_factory=list)
-
-    def wait_for(self, text: str, count: int = 1) -> str:
-        """The line with this text, once there are `count` of them."""
-        until = time.monotonic() + PATIENCE_S
-        while len(found := [line for line in self.lines if text in line]) < count:
-            assert time.monotonic() < until, (text, self.lines)
-            assert self.process.poll() is None, (self.process.returncode, self.lines)
-            time.sleep(0.01)
-        return found[-1]
-
-    @property
-    def port(self) -> str:
-        return self.wait_for("listening").partition("port ")[2].partition(";")[0]
-
-    def open_files(self) -> int:
-        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
-
-
-@contextlib.contextmanager
-def serving(*arguments: str, host: Host | None = None) -> Iterator[Server]:
-    command = [*BENCH, "serve", *arguments]
-    process = subprocess.Popen(
-        host.command(*command) if host else command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    server = Server(process)
-    assert process.stdout is not None
-    reader = threading.Thread(target=lambda: server.lines.extend(iter(process.stdout.readline, "")))  # type: ignore[union-attr]
-    reader.start()
-    try:
-        server.wait_for("listening")
-        yield server
-    finally:
-        process.kill()
-        process.wait()
-        reader.join()
-        process.stdout.close()
-
-
-def start(*arguments: str, host: Host | None = None) -> "subprocess.Popen[str]":
-    command = [*BENCH, "run", *arguments]
-    return subprocess.Popen(
-        host.command(*command) if host else command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def run(*arguments: str, host: Host | None = None) -> "subprocess.CompletedProcess[str]":
-    process = start(*arguments, host=host)
-    out, err = process.communicate(timeout=50)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-
-def measuring(*arguments: str) -> "subprocess.Popen[str]":
-    """A client that has reported on its first interval."""
-    client = start(*arguments, "-i", "0.2")
-    assert client.stdout is not None
-    while "[" not in (line := client.stdout.readline()):
-        assert line, client.communicate()
-    client.stdout.readline()  # the other direction's
-    return client
-
-
-def result_of(done: "subprocess.CompletedProcess[str]") -> dict[str, Any]:
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stderr == ""
-    found: dict[str, Any] = json.loads(done.stdout)
-    assert found["verified"] is True
-    assert found["kind"] == "run"
-    return found
-
-
-def fails(done: "subprocess.CompletedProcess[str]", *sentences: str) -> None:
-    """Exit status 2, a sentence, no traceback."""
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stderr.startswith(("kvwire-bench: ", "usage: "))
-    for sentence in sentences:
-        assert sentence in done.stderr
-
 
 # --- two hosts ------------------------------------------------------------------------------------------------
 
@@ -222,7 +141,7 @@ def test_bars_and_intervals_on_a_terminal(local: Server) -> None:
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, ours)
         command = [*BENCH, "run", "127.0.0.1", "-p", local.port, "-t", "2.2"]
-        client = subprocess.Popen(command, stdout=theirs, stderr=theirs)
+        client = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment("run"))
         os.close(theirs)
         shown = b""
         with contextlib.suppress(OSError):  # EIO: the terminal has been hung up
@@ -315,7 +234,7 @@ def test_a_server_that_nobody_listens_to_serves_on() -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = str(free.getsockname()[1])
         shell = f"exec {' '.join(BENCH)} serve -B 127.0.0.1 -p {port} -1 {redirection}"
-        server = subprocess.Popen(["bash", "-c", shell], stderr=subprocess.PIPE, text=True)
+        server = subprocess.Popen(["bash", "-c", shell], stderr=subprocess.PIPE, text=True, env=environment("serve"))
         until = time.monotonic() + PATIENCE_S
         while (done := run("127.0.0.1", "-p", port, *SMALL, "--json")).returncode:
             assert time.monotonic() < until, done.stderr
@@ -347,6 +266,13 @@ def stranger(answer: Callable[[socket.socket], object]) -> Iterator[str]:
             thread.join()
 
 
+def hang_up(connection: socket.socket) -> None:
+    """Without a word, and without a reset: what the other side says is read."""
+    connection.shutdown(socket.SHUT_WR)
+    while connection.recv(4096):
+        pass
+
+
 def test_nothing_there() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
@@ -364,7 +290,7 @@ def test_another_version_there() -> None:
 def test_something_else_there() -> None:
     with stranger(lambda connection: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")) as port:
         fails(run("127.0.0.1", "-p", port), "HTTP")
-    with stranger(lambda connection: connection.recv(8)) as port:
+    with stranger(hang_up) as port:
         fails(run("127.0.0.1", "-p", port), f"127.0.0.1 port {port}: it closed the connection after 0 bytes")
 
 
@@ -372,7 +298,9 @@ def test_a_port_that_is_taken() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
         command = [*BENCH, "serve", "-B", "127.0.0.1", "-p", port]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=PATIENCE_S, check=False, env=environment("serve")
+        )
     fails(done, f"cannot listen at 127.0.0.1 port {port}: Address already in use")
 
 

@@ -220,7 +220,7 @@ async def test_silence_and_standstill_are_bounded(
 async def test_a_client_waits_for_no_one_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against a kvwire node that takes offers but never answers them."""
     monkeypatch.setattr("kvwire.cli.hosts.channel.ANSWER_S", 0.2)
-    async with await kit.serve("127.0.0.1") as deaf, await kvwire.kit.start() as node:
+    async with await kit.serve("127.0.0.1") as deaf, await kit.start() as node:
         link = await node.connect("127.0.0.1", deaf.port)
         with pytest.raises(Failure, match="did not answer as kvwire-bench does"):
             await Channel(link).say("hello")

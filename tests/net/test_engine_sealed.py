@@ -1,88 +1,225 @@
-"""Sealed lanes over real TCP: every byte arrives, nothing else is taken, and no nonce comes twice."""
+"""Sealed lanes over real TCP: every byte arrives, and no nonce comes twice."""
 
+import os
 import random
-import socket
+import select
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from kvwire._ext import cipher
 from kvwire._ext.cipher import Cipher
-from kvwire._ext.lanes import FAULTS
+from kvwire._ext.engine import Engine
+from kvwire._ext.incoming import InTransfer
+from kvwire._ext.lanes import FAULTS, EngineLink
 from kvwire._ext.nonces import RECORD_BYTES, NonceRecorder
-from tests.net.engines import (
-    CELL,
-    Memory,
-    Pair,
-    all_ready,
-    closures,
-    commit,
-    until,
-)
+from kvwire._ext.seal import MOST
+from kvwire.errors import Closed, LocalError
+from tests.net.engines import CELL, Memory, Pair, all_ready, closures, commit, tcp_pair, until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
-BOTH = pytest.mark.parametrize("provider", [cipher.find, cipher.of_package], ids=["native", "package"])
-FULL = bytes(range(256)) * (CELL // 256)
+either = pytest.mark.parametrize("provider", [cipher.find, cipher.of_package], ids=["native", "package"])
+Provider = Callable[[], Cipher]
+EVERY_5_FRAMES = (MOST[0], 5, MOST[2])
 
 
-def narrow_pair() -> tuple[socket.socket, socket.socket]:
-    """A connection whose kernel buffers are so small that it refuses most of what it is given."""
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        dialled = socket.socket()
-        dialled.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        dialled.connect(listener.getsockname())
-        accepted, _ = listener.accept()
-    accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    for s in (dialled, accepted):
-        s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return dialled, accepted
+def landed(inc: InTransfer) -> bool:
+    return inc.cells[0] > 0
 
 
-@BOTH
-def test_no_nonce_comes_twice(provider: type[Cipher], tmp_path: Path) -> None:
-    """Many transfers, buffers that refuse often, a new key every few frames, lanes that are lost in the middle."""
+def check(source: Memory, target: Memory) -> None:
+    assert target.content() == source.content()
+    assert target.poisoned_outside()
+
+
+@either
+def test_no_nonce_comes_twice(provider: Provider, tmp_path: Path) -> None:
+    """Many transfers, a kernel that refuses often, a new key every few frames, lanes that are lost in the middle."""
     rng = random.Random(5)
-    path = tmp_path / "nonces"
     shapes = [(4, 50_000), (3, 70_000), (16, 900)]
     sources = [Memory(shapes, pages=1 + i % 3, filled=True, seed=i) for i in range(12)]
     targets = [Memory(shapes, seed=50 + i) for i in range(12)]
-    lost = 0
+    path = tmp_path / "nonces"
     with path.open("ab", buffering=0) as file:
         recorder = NonceRecorder(provider(), file.fileno())
-        with Pair(0, cipher=recorder, rekey=(1 << 30, 5, 3600.0), max_cell_bytes=16384) as pair:
+        with Pair(0, cipher=recorder, rekey=EVERY_5_FRAMES) as pair:
             incarnation = [0] * 4
             for lane in range(4):
-                pair.join(*narrow_pair(), lane, 0)
+                pair.join(*tcp_pair(narrow=True), lane, 0)
             moving = []
             for i, (source, target) in enumerate(zip(sources, targets, strict=True)):
-                out, inc = pair.transfer(source, target, id=2 * i, cell=rng.choice([999, CELL, 16384]), attachment=True)
+                cell = rng.choice([999, CELL, 16384])
+                out, inc = pair.transfer(source, target, id=2 * i, cell=cell, attachment=True)
                 moving.append((out, inc))
                 all_ready(out, source)
                 out.attach(bytes([i]) * 60_000)
-                until(lambda inc=inc: inc.cells[0], "the first cell")  # type: ignore[misc]
+                until(partial(landed, inc), "the first cell")
                 lane = rng.randrange(4)
                 rng.choice([pair.sender, pair.receiver]).close_lane(lane)
                 closed = closures(pair.sender) + closures(pair.receiver)
                 assert not FAULTS & {code for _, _, code, _, _ in closed}, closed
-                lost += 1
                 incarnation[lane] += 1
-                pair.join(*narrow_pair(), lane, incarnation[lane])
+                pair.join(*tcp_pair(narrow=True), lane, incarnation[lane])
             for i, (out, inc) in enumerate(moving):
                 commit(out, inc)
                 assert inc.attachment == bytes([i]) * 60_000
             stats = pair.sender.lane_stats() + pair.receiver.lane_stats()
             assert pair.sender.take_closed() == pair.receiver.take_closed() == []
-        assert sum(out.resent_cells for out, _ in moving) > 0
     for source, target in zip(sources, targets, strict=True):
-        assert target.content() == source.content()
-        assert target.poisoned_outside()
+        check(source, target)
+    assert sum(out.resent_cells for out, _ in moving) > 0
+    assert max(lane["sent_epoch"] for lane in stats) > 10
     written = path.read_bytes()
     records = [written[at : at + RECORD_BYTES] for at in range(0, len(written), RECORD_BYTES)]
-    assert len(set(records)) == len(records)
-    keys = {record[:16] for record in records}
-    assert len(records) / 5 <= len(keys)
-    assert max(lane["sent_epoch"] for lane in stats) > 10
+    assert len(set(records)) == len(records) > 1000
+    assert len({record[:16] for record in records}) >= len(records) / 5
+
+
+@either
+def test_suspended_and_joined_again(provider: Provider, tmp_path: Path) -> None:
+    """As after a lost control connection: other secrets, the same transfers, and numbers from 0 again."""
+    source, target = Memory([(16, 1 << 16)], filled=True), Memory([(16, 1 << 16)], seed=2)
+    path = tmp_path / "nonces"
+    with (
+        path.open("ab", buffering=0) as file,
+        Pair(0, cipher=NonceRecorder(provider(), file.fileno()), rekey=EVERY_5_FRAMES) as pair,
+    ):
+        out, inc = pair.transfer(source, target)
+        all_ready(out, source)
+        for incarnation in range(4):
+            for lane in range(2):
+                pair.join(*tcp_pair(narrow=True), lane, incarnation)
+            before = inc.cells[0]
+            until(lambda before=before: inc.cells[0] > before, "a cell")  # type: ignore[misc]
+            if incarnation < 3:
+                pair.sender.suspend()
+                pair.receiver.suspend()
+                out.resume(inc.landed())
+        commit(out, inc)
+    check(source, target)
+    written = path.read_bytes()
+    records = [written[at : at + RECORD_BYTES] for at in range(0, len(written), RECORD_BYTES)]
+    assert len(set(records)) == len(records) > 256
+
+
+@either
+@pytest.mark.parametrize("what", ["sender", "receiver", "engine", "abort"])
+def test_an_end_with_everything_in_flight(provider: Provider, what: str) -> None:
+    """Whoever waits for a worker has let go of the GIL, which the package's workers need."""
+    source, target = Memory([(8, 1 << 18)] * 2, filled=True), Memory([(8, 1 << 18)] * 2, seed=2)
+    for _ in range(5):
+        with Pair(3, cipher=provider()) as pair:
+            out, inc = pair.transfer(source, target)
+            all_ready(out, source)
+            until(partial(landed, inc), "the first cell")
+            started = time.monotonic()
+            match what:
+                case "abort":
+                    out.abort()
+                    inc.abort()
+                case "engine":
+                    pair.engines[0].close()
+                case _:
+                    getattr(pair, what).close()
+            pair.close()
+            assert time.monotonic() - started < 10
+
+
+def test_attachments_are_longer_than_cells() -> None:
+    """What a lane claims at once is counted in the bytes of each frame: it has to find room in the scratch."""
+    count = 40
+    values = [random.Random(i).randbytes(65536) for i in range(count)]
+    with Pair(0, cipher=cipher.find(), max_cell_bytes=CELL, stream_bytes=8192) as pair:
+        moving = [pair.transfer(Memory([]), Memory([]), id=2 * i, cell=1, attachment=True) for i in range(count)]
+        for (out, _), value in zip(moving, values, strict=True):
+            out.attach(value)
+        pair.add_lane(0)
+        for (out, inc), value in zip(moving, values, strict=True):
+            commit(out, inc)
+            assert inc.attachment == value
+
+
+def test_a_new_key_is_told() -> None:
+    """Of either direction: the link is among the handles that changed, and the lane says which epoch it is in."""
+    source, target = Memory([(2, 5 * CELL)], filled=True), Memory([(2, 5 * CELL)], seed=2)
+    with Pair(1, cipher=cipher.find(), rekey=(MOST[0], 8, MOST[2])) as pair:
+        sender, receiver = pair.engines
+        assert [pair.sender.lane_stats()[0][key] for key in ("sent_epoch", "received_epoch")] == [1, 1]
+        out, inc = pair.transfer(source, target)
+        out.ready(0, 0, 1)
+        until(lambda: inc.cells[0] == 5, "the first cells")
+        assert pair.sender.lane_stats()[0]["sent_epoch"] == 1
+        for engine, link in ((sender, pair.sender), (receiver, pair.receiver)):
+            assert link not in engine.drain()
+        out.ready(0, 1, 1)
+        commit(out, inc)
+        for engine, link in ((sender, pair.sender), (receiver, pair.receiver)):
+            assert select.select([engine.fileno()], [], [], 0)[0]
+            assert link in engine.drain()
+        assert pair.sender.lane_stats()[0]["sent_epoch"] == pair.receiver.lane_stats()[0]["received_epoch"] == 2
+
+
+def test_a_plain_lane_has_no_epoch() -> None:
+    with Pair(1) as pair:
+        (stats,) = pair.sender.lane_stats()
+        assert (stats["sent_epoch"], stats["received_epoch"]) == (0, 0)
+
+
+def test_a_key_gets_old() -> None:
+    source, target = Memory([(4, CELL)], filled=True), Memory([(4, CELL)], seed=2)
+    with Pair(1, cipher=cipher.find(), rekey=(MOST[0], MOST[1], 1e-9)) as pair:
+        out, inc = pair.transfer(source, target)
+        for block in range(4):
+            out.ready(0, block, 1)
+            until(lambda block=block: inc.cells[0] == block + 1, "the cell")  # type: ignore[misc]
+        commit(out, inc)
+        assert pair.sender.lane_stats()[0]["sent_epoch"] == 4
+    check(source, target)
+
+
+@pytest.mark.parametrize(
+    ("secrets", "error", "match"),
+    [
+        ((bytes(32), bytes(31)), ValueError, "32 bytes, not 31"),
+        ((bytes(33), bytes(32)), ValueError, "32 bytes, not 33"),
+        ((bytes(32),), ValueError, "unpack"),
+        ((bytes(32), None), TypeError, "None"),
+        (7, TypeError, "iterable"),
+    ],
+)
+def test_secrets_that_are_none(secrets: tuple[bytes, bytes], error: type[Exception], match: str) -> None:
+    engine = Engine(cipher=cipher.find())
+    link = EngineLink(engine)
+    ours, theirs = tcp_pair()
+    with theirs:
+        descriptor = ours.detach()
+        with pytest.raises(error, match=match):
+            link.add_lane(descriptor, 0, 0, secrets)
+        with pytest.raises(OSError, match="Bad file"):
+            os.fstat(descriptor)
+        assert theirs.recv(1) == b""
+        assert link.lanes_open == 0
+    link.close()
+    engine.close()
+
+
+def test_secrets_without_a_cipher_and_after_the_end() -> None:
+    secrets = bytes(32), bytes(32)
+    engine = Engine()
+    link = EngineLink(engine)
+    sealing = Engine(cipher=cipher.find())
+    closed = EngineLink(sealing)
+    closed.close()
+    for wrong, error, match in ((link, LocalError, "no cipher"), (closed, Closed, "closed")):
+        ours, theirs = tcp_pair()
+        with theirs:
+            with pytest.raises(error, match=match):
+                wrong.add_lane(ours.detach(), 0, 0, secrets)
+            assert theirs.recv(1) == b""
+    link.close()
+    engine.close()
+    sealing.close()

@@ -47,9 +47,9 @@ class Scene(kit.Pair):
         await self.server.close()
         await kit.eventually(lambda: self.link.suspended, "the sender to notice")
 
-    async def live(self, config: Config = CONFIG) -> None:
+    async def live(self) -> None:
         """Another one is there."""
-        self.server = await kit.serve("127.0.0.1", 0, config)
+        self.server = await kit.serve("127.0.0.1", 0, self.link.config)
         self.proxy.target = self.server.port
         self.proxy.heal()
 
@@ -68,10 +68,10 @@ class Scene(kit.Pair):
 
 
 @asynccontextmanager
-async def scene() -> AsyncIterator[Scene]:
-    server = await kit.serve("127.0.0.1", 0, CONFIG)
+async def scene(config: Config = CONFIG) -> AsyncIterator[Scene]:
+    server = await kit.serve("127.0.0.1", 0, config)
     with proxied(server.port) as proxy:
-        async with await kit.start(CONFIG) as client:
+        async with await kit.start(config) as client:
             found = Scene(server, client, await client.connect("127.0.0.1", proxy.port), proxy)
             try:
                 yield found
@@ -360,7 +360,7 @@ async def test_a_peer_that_hangs_up_at_once(greets: bool) -> None:
         await reader.readexactly(wire.PREAMBLE_BYTES + 100)
         writer.close()
 
-    async with scene() as there:
+    async with scene(Config(lanes=2, plain=True)) as there:
         offer = manifest("r")
         source, target = Caches(offer, filled=True), Caches(offer)
         out, _ = await kit.granted(there.link, there.server, offer, source, target)

@@ -99,7 +99,7 @@ async def test_offers_and_grants_that_meet_no_connection() -> None:
 
 async def test_a_good_bye_counts_though_nothing_can_be_written_any_more() -> None:
     """Whoever says good-bye and hangs up is gone for good, also where that is noticed by writing."""
-    async with await kit.serve("127.0.0.1", 0) as node:
+    async with await kit.serve("127.0.0.1", 0, Config(plain=True)) as node:
         with socket.create_connection(("127.0.0.1", node.port)) as peer:
             hello = schema.Hello(1, ["crc32c"], b"", b"p" * 16, b"r" * 32, b"", "peer", 1, 4, 65536)
             peer.sendall(wire.control_preamble(plain=True) + schema.encode(hello))

@@ -1,4 +1,7 @@
-"""Who may take a link over: only the node that it was made with, and only while it is known."""
+"""Who may take a link over: only the node that it was made with, and only while it is known.
+
+Nodes are plain where a test speaks with them in bytes of its own; `test_sealed_links.py` has the sealed ones.
+"""
 
 import asyncio
 import contextlib
@@ -14,6 +17,8 @@ from tests.net import kit
 from tests.net.kit import joined
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
+
+PLAIN = Config(lanes=2, plain=True)
 
 
 def hello(link_id: bytes, boot_id: bytes = b"s" * 16) -> schema.Hello:
@@ -41,7 +46,7 @@ async def stranger(node: Node, *said: bytes) -> AsyncIterator[list[schema.Messag
 @pytest.mark.parametrize("known", [False, True])
 async def test_a_stranger_that_asks_for_a_link(known: bool) -> None:
     """Whether it is there or not: the answer names a new one, and the other stays whose it is."""
-    async with joined() as pair:
+    async with joined(PLAIN, PLAIN) as pair:
         name = pair.link._session.link_id if known else b"?" * 16
         goodbye = schema.encode(schema.Goodbye("closed", "not that one"))
         async with stranger(pair.server, schema.encode(hello(name)), goodbye) as answer:
@@ -64,7 +69,7 @@ async def test_a_stranger_that_asks_for_a_link(known: bool) -> None:
     ],
 )
 async def test_no_hello(said: bytes) -> None:
-    async with joined() as pair:
+    async with joined(PLAIN, PLAIN) as pair:
         async with stranger(pair.server, said) as answer:
             (goodbye,) = answer
             assert isinstance(goodbye, schema.Goodbye)
@@ -74,8 +79,7 @@ async def test_no_hello(said: bytes) -> None:
 
 
 async def test_a_greeting_that_never_ends() -> None:
-    config = Config(lanes=2, handshake_timeout_s=0.2)
-    async with joined(config) as pair:
+    async with joined(replace(PLAIN, handshake_timeout_s=0.2), PLAIN) as pair:
         reader, writer = await asyncio.open_connection("127.0.0.1", pair.server.port)
         writer.write(wire.control_preamble(plain=True) + schema.encode(hello(b""))[:-1])
         assert await asyncio.wait_for(reader.read(), 10) == wire.control_preamble(plain=True)
@@ -103,8 +107,8 @@ async def test_the_same_node_takes_a_link_over_that_still_seems_up() -> None:
 
 async def test_strangers_that_greet_and_go_take_nobody_s_place() -> None:
     """Their links are suspended, as a dialler's is that may come back; whoever really comes goes before."""
-    config = Config(lanes=2, max_links=4)
-    async with joined(config) as pair:
+    config = replace(PLAIN, max_links=4)
+    async with joined(config, PLAIN) as pair:
         offer = kit.manifest("r")
         source, target = kit.Caches(offer, filled=True), kit.Caches(offer)
         out, incoming = await kit.granted(pair.link, pair.server, offer, source, target)
@@ -125,7 +129,7 @@ async def test_strangers_that_greet_and_go_take_nobody_s_place() -> None:
 
 async def test_a_dialler_has_as_many_lanes_as_there_may_be() -> None:
     """Tickets that are out count: who asks again and again gets no more."""
-    async with joined() as pair, contextlib.AsyncExitStack() as stack:
+    async with joined(PLAIN, PLAIN) as pair, contextlib.AsyncExitStack() as stack:
         reader, writer = await asyncio.open_connection("127.0.0.1", pair.server.port)
         stack.callback(writer.close)
         writer.write(wire.control_preamble(plain=True) + schema.encode(replace(hello(b""), lanes=60)))

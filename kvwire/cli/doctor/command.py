@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TextIO
 
-from kvwire.cli import machine, record
+from kvwire.cli import machine, record, sealing
 from kvwire.cli.arguments import DEFAULT_PORT, Subparsers, parsed, within
 from kvwire.cli.doctor import findings, host_facts, path_findings, path_probe, tcp_findings
 from kvwire.cli.doctor.findings import LEVELS, Case, Finding, Level
@@ -52,6 +52,7 @@ def add_command(subparsers: Subparsers) -> None:
     add = parser.add_argument
     add("host", nargs="?", metavar="HOST", help="measure the path to this host too")
     add("-p", dest="port", metavar="PORT", type=within(1, 65535, int), default=DEFAULT_PORT, help="its kvwire port")
+    sealing.add_arguments(parser)
     add("--rate", metavar="RATE", type=parsed(parse_rate), help="wanted, as 25G (the link's speed if known, else 10G)")
     add("--json", action="store_true", help=record.HELP)
     parser.set_defaults(command=command)
@@ -61,13 +62,14 @@ def command(options: argparse.Namespace) -> int:
     """Prints the findings. Their levels do not change the exit status: they are for a person to weigh."""
     problem: Failure | None = None
     route = None
+    identity = sealing.identity_of(options) if options.host is not None and sealing.given(options) else None
     with Progress() as progress:
         progress.say("reading /proc and /sys")
         host = host_facts.read()
         if options.host is not None:
             progress.say(f"dialling {options.host} port {options.port}")
             try:
-                route = path_probe.probe(options.host, options.port)
+                route = path_probe.probe(options.host, options.port, identity=identity, plain=options.plain)
             except Failure as failure:  # what was found of this host is worth showing before that is said
                 problem = failure
     link_bps = route.interface.link_bps if route and route.interface else 0.0

@@ -18,6 +18,7 @@ from pathlib import Path
 from kvwire import ConfigError
 from kvwire._ext import crc32c, libcrypto
 from kvwire.cli.machine import total_bytes
+from kvwire.cli.sealing import cipher_name
 
 X86_FEATURES = ("sse4_2", "aes", "pclmulqdq", "avx2", "avx512f", "vaes", "vpclmulqdq")
 ARM_FEATURES = ("aes", "pmull", "crc32")
@@ -50,7 +51,8 @@ class Cpu:
 
 @dataclass(frozen=True, slots=True)
 class Crypto:
-    """`libcrypto` is a version, "" for none; `libcrypto_problem` is what is wrong with the one that was named."""
+    """`libcrypto` is a version, "" for none; `libcrypto_problem` is what is wrong with the one that was named.
+    `cipher`: who seals, "" for nobody."""
 
     crc32c: str = ""
     crc32c_GBps: float = 0.0
@@ -58,6 +60,7 @@ class Crypto:
     libcrypto_path: str = ""
     libcrypto_found_as: str = ""
     libcrypto_problem: str = ""
+    cipher: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,12 +199,12 @@ def crc32c_speed_GBps() -> float:
 def read_crypto() -> Crypto:
     crc, speed = crc32c.selected(), crc32c_speed_GBps()
     try:
-        found = libcrypto.find()
+        found, cipher = libcrypto.find(), cipher_name()
     except ConfigError as error:
         return Crypto(crc, speed, libcrypto_problem=str(error))
     if found is None:
-        return Crypto(crc, speed)
-    return Crypto(crc, speed, found.version, found.path, found.found_as)
+        return Crypto(crc, speed, cipher=cipher)
+    return Crypto(crc, speed, found.version, found.path, found.found_as, cipher=cipher)
 
 
 def read_clock(root: Path) -> Clock:

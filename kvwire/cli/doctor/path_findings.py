@@ -35,7 +35,15 @@ def peer(case: Case) -> Iterator[Finding]:
     rtt = f"RTT {show_time(route.rtt_s)} by {route.rtt_by}"
     if route.node == "kvwire":
         said = f"a kvwire node answers at {where}, its version fits, {rtt}; lanes get {route.lane_control}"
-        yield Finding("path", "ok", said)
+        yield Finding("path", "ok", said + (f"; it is {route.node_is}" if route.node_is else ""))
+    elif route.node == "unasked":
+        yield Finding(
+            "path",
+            "note",
+            f"something listens at {where}, {rtt}; it was not asked whether it is a kvwire node",
+            "give the doctor --keys DIR or --plain",
+            "it then says whether version, keys and policy fit, too",
+        )
     elif route.node == "none":
         yield Finding(
             "path",
@@ -49,7 +57,8 @@ def peer(case: Case) -> Iterator[Finding]:
             "path",
             "fault",
             f"what answers at {where} is no node that this one can talk to: {route.node_said}; {rtt}",
-            "name the port of the kvwire node with -p, or install the same version on both hosts",
+            "name the port of the kvwire node with -p, keys that it knows with --keys (or --plain on both ends), "
+            "or install the same version on both hosts",
             "links that come up",
         )
 

@@ -47,7 +47,8 @@ class Route:
 
     `rtt_by`: "handshake", or "refusal" where nothing listens. `node`: "kvwire", "none" where nothing listens, or
     "other", and `node_said` is what kvwire's own dialling said. `window_scaling`, `sack` and `timestamps`: what both
-    ends agreed on, None where nobody did.
+    ends agreed on, None where nobody did. `node` is "unasked" where somebody listens, and the user has not said
+    with which keys to ask who. `node_is`: who it has proved to be, where the link was sealed.
     """
 
     host: str
@@ -63,6 +64,7 @@ class Route:
     timestamps: bool | None = None
     node: str = "none"
     node_said: str = ""
+    node_is: str = ""
     lane_control: str = ""
 
 
@@ -198,16 +200,20 @@ def _reach(host: str, port: int) -> tuple[int, tuple[Any, ...], float, TcpInfo |
     raise Failure(f"cannot connect to {host} port {port}: {problem.strerror or problem}")
 
 
-async def _greet(host: str, port: int) -> str:
-    """Connects as an application would; which congestion control a lane got."""
-    config = kvwire.Config(lanes=1, connect_timeout_s=NODE_TIMEOUT_S)
-    async with await kvwire.Node.start(config) as node:
+async def _greet(host: str, port: int, identity: kvwire.Identity | None) -> tuple[str, str]:
+    """Connects as an application would; which congestion control a lane got, and who answered."""
+    config = kvwire.Config(plain=identity is None, lanes=1, connect_timeout_s=NODE_TIMEOUT_S)
+    async with await kvwire.Node.start(config, identity=identity) as node:
         link = await node.connect(host, port)
-        return ", ".join(sorted(set(link.lane_congestion.values())))
+        who = str(link.identity.subject) if link.identity else ""
+        return ", ".join(sorted(set(link.lane_congestion.values()))), who
 
 
-def probe(host: str, port: int) -> Route:
-    """Dials HOST a few times, then as kvwire does. `Failure` where nobody answers there at all."""
+def probe(host: str, port: int, *, identity: kvwire.Identity | None, plain: bool) -> Route:
+    """Dials HOST a few times, then as kvwire does, with an identity or plain, unless there is neither.
+
+    `Failure` where nobody answers there at all.
+    """
     family, address, rtt_s, info = _reach(host, port)
     for _ in range(DIALS - 1):
         try:
@@ -219,11 +225,13 @@ def probe(host: str, port: int) -> Route:
     interface = interface_of(numeric)
     if info is None:
         return Route(host, port, numeric, interface, rtt_s, "refusal")
-    node, said, control = "kvwire", "", ""
-    try:
-        control = kvwire.run(_greet(numeric, port))
-    except (kvwire.KvwireError, OSError) as error:
-        node, said = "other", str(error)
+    node, said, control, who = "unasked", "", "", ""
+    if identity is not None or plain:
+        try:
+            control, who = kvwire.run(_greet(numeric, port, identity))
+            node = "kvwire"
+        except (kvwire.KvwireError, OSError) as error:
+            node, said = "other", str(error)
     return Route(
         host,
         port,
@@ -238,5 +246,6 @@ def probe(host: str, port: int) -> Route:
         timestamps=info.timestamps,
         node=node,
         node_said=said,
+        node_is=who,
         lane_control=control,
     )

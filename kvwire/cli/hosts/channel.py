@@ -36,7 +36,7 @@ WORDS: dict[str, dict[str, tuple[type, ...]]] = {
     "order": {},
     "refused": {},
     "ready": {
-        **dict.fromkeys(("host", "cpu", "kernel", "congestion", "kvwire", "python", "crc32c"), (str,)),
+        **dict.fromkeys(("host", "cpu", "kernel", "congestion", "kvwire", "python", "crc32c", "cipher"), (str,)),
         **dict.fromkeys(("cores", "memory_bytes"), (int,)),
     },
     "stop": {},

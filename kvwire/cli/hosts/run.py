@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import kvwire
-from kvwire.cli import machine, record
+from kvwire.cli import machine, record, sealing
 from kvwire.cli.arguments import DEFAULT_PORT, Subparsers, add_address_arguments, parsed, resolve, within
 from kvwire.cli.failure import Failure
 from kvwire.cli.hosts.channel import Channel
@@ -50,7 +50,7 @@ def add_command(subparsers: Subparsers) -> None:
     add("--at-once", metavar="N", type=within(1, MOST_AT_ONCE, int), help="transfers at once (2; 1 with --prefill)")
     add_job_arguments(parser)
     add("--cc", metavar="NAME", help="congestion control of what this side sends; chosen by round-trip time without")
-    add("--plain", action="store_true", help="CRC32C, no encryption (all there is so far)")
+    sealing.add_arguments(parser)
     add("--json", action="store_true", help=record.HELP)
     parser.set_defaults(command=command)
 
@@ -80,7 +80,9 @@ def command(options: argparse.Namespace) -> int:
     if options.cc is not None:
         machine.congestion(options.cc)
     machine.check_memory(order.memory_bytes(job.specs, job.tokens, sends=order.up, receives=order.down))
+    identity = sealing.two_way_identity_of(options)
     config = kvwire.Config(
+        plain=options.plain,
         lanes=options.lanes,
         congestion=options.cc,
         resume_timeout_s=0,  # what was measured over a lost connection says nothing
@@ -88,11 +90,11 @@ def command(options: argparse.Namespace) -> int:
         local_addresses=(resolve(options.bind, options.family),) if options.bind else (),
     )
     client = Client(options, job, order)
-    result = kvwire.run(client.measure(config))
+    result = kvwire.run(client.measure(config, identity))
     if options.json:
         record.show(record.record("run", client.machines, result))
     else:
-        show(result["flows"])
+        show(result["flows"], "CRC32C" if options.plain else "tag")
         if result["interrupted"]:
             print(f"interrupted after {result['seconds']:.1f} s")
     return 130 if result["interrupted"] else 0 if result["verified"] else 1
@@ -107,11 +109,11 @@ class Client:
         self._interrupted = False
         self._intervals: Intervals | None = None
 
-    async def measure(self, config: kvwire.Config) -> dict[str, Any]:
+    async def measure(self, config: kvwire.Config, identity: kvwire.Identity | None) -> dict[str, Any]:
         """The JSON object. `Failure` where the server is not there, will not, or goes away."""
         options = self.options
         host = options.host if options.family is None else resolve(options.host, options.family)
-        async with await kvwire.Node.start(config) as node:
+        async with await kvwire.Node.start(config, identity=identity) as node:
             link = await node.connect(host, options.port)
             channel = Channel(link)
             offers = asyncio.ensure_future(_take_offers(node, channel))
@@ -166,7 +168,7 @@ class Client:
             "prefill_s": order.prefill_s,
             "scatter": order.scatter,
             "at_once": order.at_once,
-            "sealed": False,
+            **sealing.facts(self.options.plain),
             "seconds": max(flow["seconds"] for flow in found),
             "verified": all(flow["verified"] for flow in found),
             "interrupted": self._interrupted,
@@ -177,7 +179,7 @@ class Client:
         job, order = self.job, self.order
         what = f"{job.model}, {job.tokens} tokens: " if self.options.model else ""
         print(
-            f"{link.peer}: {link.lanes} lanes, {congestion}, CRC32C, not encrypted; a round trip of "
+            f"{link.peer}: {link.lanes} lanes, {congestion}, {sealing.mode(self.options.plain)}; a round trip of "
             f"{show_time(rtt_s)}\n{what}{show_size(job.transfer_bytes)} a transfer in {job.segments} segments, "
             f"{order.at_once} at once"
         )
@@ -249,8 +251,8 @@ def flow_result(
     }
 
 
-def show(flows: Sequence[Mapping[str, Any]]) -> None:
-    """The sums, for people."""
+def show(flows: Sequence[Mapping[str, Any]], check: str) -> None:
+    """The sums, for people. `check`: what every cell was checked with."""
     for flow in flows:
         cpu = [flow["sender_cpu_s_per_GB"], flow["receiver_cpu_s_per_GB"]]
         spent = "" if None in cpu else f"; CPU s/GB: sender {cpu[0]:.2f}, receiver {cpu[1]:.2f}"
@@ -264,6 +266,6 @@ def show(flows: Sequence[Mapping[str, Any]]) -> None:
         print("NOT VERIFIED: bytes were wrong")
     elif all(flow["checked"] for flow in flows):
         checked = sum(flow["checked"] for flow in flows)
-        print(f"every cell had the right CRC32C; the last {checked} transfers were compared byte by byte: all right")
+        print(f"every cell had the right {check}; the last {checked} transfers were compared byte by byte: all right")
     else:
-        print("every cell had the right CRC32C; no transfer was complete, so none was compared byte by byte")
+        print(f"every cell had the right {check}; no transfer was complete, so none was compared byte by byte")

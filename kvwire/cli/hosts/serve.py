@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import kvwire
-from kvwire.cli import machine
+from kvwire.cli import machine, sealing
 from kvwire.cli.arguments import DEFAULT_PORT, Subparsers, add_address_arguments, local_address, parsed, within
 from kvwire.cli.failure import Failure
 from kvwire.cli.hosts.channel import Channel
@@ -37,7 +37,8 @@ def add_command(subparsers: Subparsers) -> None:
     add("-1", "--one-off", action="store_true", help="end after one client")
     add("--max-memory", metavar="BYTES", type=parsed(parse_size), help="for all clients; half of what is free without")
     add("--cc", metavar="NAME", help="congestion control of what this side sends; chosen by round-trip time without")
-    add("--plain", action="store_true", help="CRC32C, no encryption (all there is so far)")
+    sealing.add_arguments(parser)
+    add("--audit", metavar="FILE", help="append who came, who was refused and why, and what moved (kvwire-audit)")
     parser.set_defaults(command=command)
 
 
@@ -50,15 +51,20 @@ def command(options: argparse.Namespace) -> int:
 
 async def _serve(options: argparse.Namespace) -> int:
     host = local_address(options)
-    config = kvwire.Config(congestion=options.cc, transfer_timeout_s=LONGEST_S, resume_timeout_s=0)
-    async with await kvwire.Node.serve(host, options.port, config) as node:
+    identity = sealing.two_way_identity_of(options)
+    config = kvwire.Config(plain=options.plain, congestion=options.cc, transfer_timeout_s=LONGEST_S, resume_timeout_s=0)
+    async with contextlib.AsyncExitStack() as stack:
+        audit = stack.enter_context(kvwire.AuditLog(options.audit)) if options.audit else None
+        made = await kvwire.Node.serve(host, options.port, config, identity=identity, audit=audit)
+        node = await stack.enter_async_context(made)
         memory_bytes = options.max_memory or machine.available_bytes() // 2
         if memory_bytes > MOST_MEMORY_BYTES:
             raise Failure("this host does not say how much memory is free; say how much clients may have: --max-memory")
         serving = asyncio.ensure_future(Server(node, memory_bytes).run(once=options.one_off))
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, serving.cancel)
-        _say(f"listening at {host or 'every address'}, port {node.port}; {show_size(memory_bytes)} for clients")
+        who = f"sealed, as {identity.subject}" if identity else "plain: anybody may connect, and nothing is encrypted"
+        _say(f"listening at {host or 'every address'}, port {node.port}; {show_size(memory_bytes)} for clients; {who}")
         with contextlib.suppress(asyncio.CancelledError):
             await serving
     return 0
@@ -176,7 +182,8 @@ class Session:
             self._say(f"refused: {failure}")
             await self.channel.say("refused", str(failure))
             return
-        self._say(order.show())
+        who = self.channel.link.identity
+        self._say(f"{order.show()}, by {who.subject}" if who else order.show())
         try:
             await self._carry_out(order, specs, manifest.tokens)
         finally:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import statistics
+from dataclasses import replace
 from typing import Any
 
 import kvwire
-from kvwire.cli import machine, record
+from kvwire.cli import machine, record, sealing
 from kvwire.cli.arguments import Subparsers, parsed, within
 from kvwire.cli.failure import Failure
 from kvwire.cli.jobs import Job, add_job_arguments, job_of, synthetic
@@ -25,13 +26,13 @@ TAIL_SLACK_S = 0.005
 
 
 def _comparison(text: str) -> str | int:
-    """The page size of "page=SIZE", or "iperf3" itself."""
-    if text == "iperf3":
+    """The page size of "page=SIZE", or another word as it is."""
+    if text in ("iperf3", "plain"):
         return text
     name, equals, size = text.partition("=")
     if name == "page" and equals:
         return parse_size(size)
-    raise ValueError(f"{text!r} cannot be compared with; expected iperf3 or page=SIZE")
+    raise ValueError(f"{text!r} cannot be compared with; expected iperf3, plain or page=SIZE")
 
 
 def add_command(subparsers: Subparsers) -> None:
@@ -42,8 +43,8 @@ def add_command(subparsers: Subparsers) -> None:
     add("-n", dest="nbytes", metavar="BYTES", type=size, default=2048 * MIB, help="bytes per run, as 512MiB or 2G")
     add_job_arguments(parser)
     add("--busy-host", action="store_true", help="a pure-Python loop in both processes, beside loops of their own")
-    add("--plain", action="store_true", help="CRC32C, no encryption (all there is so far)")
-    add("--vs", type=parsed(_comparison), metavar="iperf3|page=SIZE", action="append", default=[], help="compare")
+    add("--plain", action="store_true", help="CRC32C, no encryption, no keys")
+    add("--vs", type=parsed(_comparison), metavar="iperf3|plain|page=SIZE", action="append", default=[], help="compare")
     add("--runs", type=within(1, 1000, int), metavar="N", default=5, help="rounds of the measurement")
     add("--cc", metavar="NAME", help="congestion control of all sockets (cubic where there is one)")
     add("--json", action="store_true", help=record.HELP)
@@ -52,14 +53,19 @@ def add_command(subparsers: Subparsers) -> None:
 
 def jobs_of(options: argparse.Namespace) -> dict[str, Job]:
     """What is measured in each round, "kvwire" first. `Failure` for flags that do not go together."""
-    pages = [page for page in options.vs if page != "iperf3"]
+    pages = [page for page in options.vs if isinstance(page, int)]
     if len(pages) > 1:
         raise Failure("--vs page=SIZE can be given once")
     if pages and options.model is not None:
         raise Failure("--vs page=SIZE compares page sizes; a model has its own")
-    mine = job_of(options, options.nbytes, BUFFER_BYTES)
-    other = {"page": synthetic(options.nbytes, pages[0], BUFFER_BYTES)} if pages else {}
-    return {"kvwire": mine} | other
+    if options.plain and "plain" in options.vs:
+        raise Failure("--vs plain compares a sealed link with a plain one; leave --plain out")
+    jobs = {"kvwire": job_of(options, options.nbytes, BUFFER_BYTES)}
+    if "plain" in options.vs:
+        jobs["plain"] = jobs["kvwire"]
+    if pages:
+        jobs["page"] = synthetic(options.nbytes, pages[0], BUFFER_BYTES)
+    return jobs
 
 
 def command(options: argparse.Namespace) -> int:
@@ -73,12 +79,12 @@ def command(options: argparse.Namespace) -> int:
         what = f"{job.model}, {job.tokens} tokens: " if options.model else ""
         print(
             f"{what}{show_size(job.transfer_bytes)} in {job.segments} segments, {job.transfers} times a run; "
-            f"{options.runs} runs, {options.lanes} lanes, CRC32C, {congestion}"
+            f"{options.runs} runs, {options.lanes} lanes, {sealing.mode(options.plain)}, {congestion}"
         )
         print(", ".join([machine.show(here), *compared.values()]), flush=True)
     rounds = Rounds(jobs, options)
     with contextlib.ExitStack() as stack:
-        rounds.measure(stack, kvwire.Config(lanes=options.lanes, congestion=congestion))
+        rounds.measure(stack, kvwire.Config(lanes=options.lanes, congestion=congestion, plain=options.plain))
     result = rounds.summary() | compared
     if options.json:
         record.show(record.record("loopback", {"here": here}, result))
@@ -109,7 +115,8 @@ class Rounds:
         """Runs all rounds; processes end with `stack`."""
         options = self.options
         progress = stack.enter_context(Progress())
-        pairs = {name: stack.enter_context(Pair(config)) for name in self.jobs}
+        configs = {name: replace(config, plain=True) if name == "plain" else config for name in self.jobs}
+        pairs = {name: stack.enter_context(Pair(each)) for name, each in configs.items()}
         mine = pairs["kvwire"]
         self.congestion = mine.congestion
         if options.busy_host:
@@ -150,7 +157,7 @@ class Rounds:
             "lanes": self.options.lanes,
             "page_bytes": max(spec.block_bytes for spec in job.specs),
             "scatter": self.options.scatter,
-            "sealed": False,
+            **sealing.facts(self.options.plain),
             "verified": not damage,
             "damage": damage,
             "congestion": self.congestion,
@@ -162,6 +169,9 @@ class Rounds:
             result |= {"model": job.model, "tokens": job.tokens}
         if self.streamed:
             result |= self._tail(goodput * GB, result["tail_s"])
+        if "plain" in self.runs:
+            plain = statistics.median(run.goodput_GBps for run in self.runs["plain"])
+            result |= {"ratio_vs_plain": goodput / plain, "plain_GBps": plain}
         if "page" in self.runs:
             other = statistics.median(run.goodput_GBps for run in self.runs["page"])
             result |= {

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
 import kvwire
+from kvwire.cli import sealing
 from kvwire.cli.loopback.peer import Mark, Peer, Process, Receiver, Sender, Sent
 from kvwire.cli.units import GB
 
@@ -80,18 +82,23 @@ def marks(peers: Sequence[Peer]) -> list[Mark]:
 
 
 class Pair:
-    """A sender and a receiver process and the link between them. A context manager: on exit both have ended."""
+    """A sender and a receiver process and the link between them. A context manager: on exit both have ended.
+
+    The link is sealed, with keys made for it, unless `config.plain`.
+    """
 
     def __init__(
         self, config: kvwire.Config, receiver: type[Receiver] = Receiver, sender: type[Sender] = Sender
     ) -> None:
         self._transfers = 0
         self._processes: list[Peer] = []
+        self._keys = contextlib.ExitStack()
         try:
+            keys = None if config.plain else self._keys.enter_context(sealing.fresh_keys())
             self.receiver = self.add(receiver)
             self.sender = self.add(sender)
-            port = self.receiver.call("listen", config)
-            self.congestion: str = self.sender.call("connect", port, config)
+            port = self.receiver.call("listen", config, keys and keys / "decode")
+            self.congestion: str = self.sender.call("connect", port, config, keys and keys / "prefill")
         except BaseException:
             self.close()
             raise
@@ -145,6 +152,7 @@ class Pair:
             peer.hang_up()
         for peer in self._processes:
             peer.close()
+        self._keys.close()
 
     def __enter__(self) -> Pair:
         return self

@@ -18,6 +18,7 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, TypeVar
 
 import kvwire
@@ -88,6 +89,10 @@ class Process:
         self.spin(False)
 
 
+def _identity(keys: Path | None) -> kvwire.Identity | None:
+    return None if keys is None else kvwire.Identity.load(keys)
+
+
 class Side(Process):
     """One end of the link: a node whose loop has a thread of its own, as in an engine, and the KV memory."""
 
@@ -113,8 +118,9 @@ class Side(Process):
 class Receiver(Side):
     """The decode side."""
 
-    def listen(self, config: kvwire.Config) -> int:
-        self.node = self.call(kvwire.Node.serve(HOST, 0, config=config))
+    def listen(self, config: kvwire.Config, keys: Path | None) -> int:
+        """Serves; says at which port. `keys`: the directory of its identity; None: it is plain."""
+        self.node = self.call(kvwire.Node.serve(HOST, 0, config, identity=_identity(keys)))
         return self.node.port
 
     def accept(self, count_layers: bool = False) -> None:
@@ -152,9 +158,9 @@ class Receiver(Side):
 class Sender(Side):
     """The prefill side."""
 
-    def connect(self, port: int, config: kvwire.Config) -> str:
+    def connect(self, port: int, config: kvwire.Config, keys: Path | None) -> str:
         """Dials; says which congestion control the lanes got."""
-        self.node = self.call(kvwire.Node.start(config))
+        self.node = self.call(kvwire.Node.start(config, identity=_identity(keys)))
         self.link = self.call(self.node.connect(HOST, port))
         return ", ".join(sorted(set(self.link.lane_congestion.values())))
 

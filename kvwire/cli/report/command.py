@@ -18,7 +18,7 @@ from kvwire.cli.report.described import DOCTOR, MODELS
 from kvwire.cli.report.fields import Fields, read
 from kvwire.cli.report.markup import Markup, element, join
 from kvwire.cli.report.measured import LOOPBACK, RUN
-from kvwire.cli.report.section import Section, show_number
+from kvwire.cli.report.section import NOTHING, Section, show_number
 from kvwire.cli.units import show_size
 
 KINDS = {"loopback": LOOPBACK, "run": RUN, "doctor": DOCTOR, "models": MODELS}
@@ -180,12 +180,14 @@ def _machines(entries: Sequence[Entry]) -> list[Markup]:
                 facts.text("host"),
                 f"{show_number(facts.number('cores'))} cores of {facts.text('cpu')}",
                 show_size(facts.number("memory_bytes")),
-                *(facts.text(name) for name in ("kernel", "congestion", "crc32c", "python", "kvwire")),
+                *(facts.text(name) for name in ("kernel", "congestion", "crc32c")),
+                facts.maybe_text("cipher") or NOTHING,
+                *(facts.text(name) for name in ("python", "kvwire")),
             )
             parts.setdefault(described, []).append(f"#{entry.number} {part}")
     if not parts:
         return []
-    head = ("Host", "CPU", "Memory", "Linux", "Congestion control", "CRC32C", "Python", "kvwire", "In")
+    head = ("Host", "CPU", "Memory", "Linux", "Congestion control", "CRC32C", "AES-256-GCM", "Python", "kvwire", "In")
     rows = [[*described, ", ".join(used)] for described, used in parts.items()]
     machines = webpage.below([webpage.table("", head, rows)])
     return [element("section", element("h2", "Machines"), machines)]

@@ -63,6 +63,9 @@ def loopback(record: Fields) -> Section:
             for streams, name in named
             if name == f"iperf3_P{streams}_GBps"
         ]
+    if record.has("ratio_vs_plain"):
+        figures.append(_ratio(record, "ratio_vs_plain", "of the goodput of a plain link"))
+        beside.append(Bar("kvwire, plain", record.number("plain_GBps"), series=OTHER))
     if record.has("ratio_vs_page"):
         other = show_size(record.number("other_page_bytes"))
         figures.append(_ratio(record, "ratio_vs_page", f"of the goodput with pages of {other}"))

@@ -80,4 +80,6 @@ def damage_list(sentences: Sequence[str]) -> list[Markup]:
 
 
 def mode(record: Fields) -> str:
-    return "sealed" if record.flag("sealed") else "plain, CRC32C"
+    if not record.flag("sealed"):
+        return "plain, CRC32C"
+    return f"sealed, AES-256-GCM by {record.text('cipher')}"

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from kvwire._ext import frame
 from kvwire._ext.cipher import Cipher
 from kvwire._ext.seal import Opener, Sealer
 
-if TYPE_CHECKING:
-    from kvwire._ext.seal import Kind
-
 HEADER = struct.Struct("<IBBBBIIQQIIII")
 TAG_BYTES = 16
+
+Kind = Literal["data", "ack", "receipt"]
 _KINDS: dict[int, Kind] = {1: "data", 2: "ack", 3: "receipt"}
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 LAST_EVENTS = 40
 _RELEASED = bytes([POISON]) * (64 << 10)
 
-EXACT, WHOLE, FENCED, LASTING, ONCE, BOUNDED, STRANGERS, TIMED, SEALED = 1, 2, 3, 4, 5, 6, 7, 8, 9
+EXACT, WHOLE, FENCED, LASTING, ONCE, BOUNDED, SEALED, STRANGERS, TIMED = 1, 2, 3, 4, 5, 6, 7, 8, 10
 """The invariants of docs/design.md, under Invariants."""
 
 

@@ -190,7 +190,7 @@ def _accepted_sockets_left_open() -> list[Any]:
     return [mock.patch.object(acceptor, "_close_if_cancelled", _nothing)]
 
 
-# --- 7: strangers ---------------------------------------------------------------------------------------------
+# --- 8: strangers ---------------------------------------------------------------------------------------------
 
 
 def _patience_with_strangers() -> list[Any]:
@@ -213,7 +213,7 @@ def _any_number_of_strangers() -> list[Any]:
     return [mock.patch.object(asyncio, "Semaphore", lambda value: real(1000 * value))]
 
 
-# --- 8: deadlines are durations, and a source is leased to the end --------------------------------------------
+# --- 10: deadlines are durations, and a source is leased to the end -------------------------------------------
 
 
 def _source_released_early() -> list[Any]:

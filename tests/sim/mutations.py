@@ -277,6 +277,16 @@ def _deaf_to(kind: type[wire.Event]) -> list[Any]:
     return [mock.patch.object(link.Link, "_on_event", on_event)]
 
 
+def _no_more_tickets() -> list[Any]:
+    real = lanes.Lanes.issue_tickets
+
+    def issue_tickets(self: Any, count: int) -> None:
+        if not self._link.spells:
+            real(self, count)
+
+    return [mock.patch.object(lanes.Lanes, "issue_tickets", issue_tickets)]
+
+
 def _lost_with_its_connection() -> list[Any]:
     def lost(self: Any, now: float, error: LinkLost) -> None:
         self._close("fail", error)
@@ -371,7 +381,7 @@ MUTATIONS = (
     Mutation("a grant is lost with the connection", LASTING, partial(_ledger_unheeded, "active")),
     Mutation("an offer is lost with the connection", LASTING, partial(_ledger_unheeded, "unknown")),
     Mutation("what is given up meanwhile goes on at the peer", EXACT, partial(_deaf_to, wire.Dropped)),
-    Mutation("a resumed link gets no lanes", LASTING, partial(_deaf_to, wire.Resumed)),
+    Mutation("a resumed link gets no lanes", LASTING, _no_more_tickets),
     Mutation("a lost connection ends its link", LASTING, _lost_with_its_connection),
     Mutation("a suspended link never ends", BOUNDED, _suspended_for_ever),
     Mutation("a suspended link keeps its lanes", BOUNDED, _suspended_with_lanes),

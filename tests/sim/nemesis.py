@@ -169,9 +169,13 @@ class Nemesis:
         self._flow(victim).stall(seconds)
 
     def corrupt(self, victim: Connection) -> None:
-        self._fault(victim, "corrupt")
-        for end in victim.ends:
-            end.flow.corrupt = True
+        victims = [victim]
+        if victim.kind == "lane" and self.rng.random() < 0.5:  # so that a link loses patience
+            victims = [lane for lane in self.net.alive("lane") if lane.hosts == victim.hosts]
+        for each in victims:
+            self._fault(each, "corrupt")
+            for end in each.ends:
+                end.flow.corrupt = True
 
     def garble(self, victim: Connection) -> None:
         """What the dialler says next is damaged: best a greeting, which is noticed as often as not."""

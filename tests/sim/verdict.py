@@ -15,7 +15,6 @@ from kvwire import (
     OfferRefused,
     PeerAborted,
     ProtocolError,
-    wire,
 )
 from tests.sim import troubles
 from tests.sim.history import BOUNDED, EXACT, FENCED, LASTING, SEALED, STRANGERS, TIMED, Half, Record
@@ -171,6 +170,8 @@ class Verdict:
         quiet_at = max([ended_at, *(trouble.until for trouble in troubles.between(self.world, link.hosts))])
         if other.over_at > quiet_at + other.process.slack_s:
             self.history.violate(EXACT, f"{text}, and the other end went on for {other.over_at - ended_at:.1f} s")
+        elif any(spell.began_at >= ended_at for spell in other.spells):
+            self.history.violate(EXACT, f"{text}, and the other end was not told why its connection ended")
 
     def _spell(self, link: SimLink, spell: Spell) -> None:
         ended_at = spell.ended_at or link.process.died_at or self.world.clock.now
@@ -313,25 +314,13 @@ class Verdict:
             self.history.violate(BOUNDED, f"process {process.name} keeps {left}")
         self.on_memory(process)
 
-    def _half_open(self, link: SimLink) -> bool:
-        """A lane whose acceptor gave its hand-shake up, and whose dialler's kernel never heard of that: the reset was
-        lost. TCP notices when something is sent over it, and then it is replaced."""
-        return any(
-            connection.kind == "lane"
-            and frozenset(connection.hosts) == link.hosts
-            and connection.ends[1].closed
-            and connection.ends[1].read_bytes < wire.PREAMBLE_BYTES + wire.JOIN_BYTES
-            and not connection.ends[0].closed
-            for connection in self.world.network.connections
-        )
-
     def _up(self, process: Process, link: SimLink) -> None:
         """In peace every link is up at both ends, every lane comes back, and one that has ended ends at the other."""
         wanted, other = self.world.config.lanes, link.other
         if link.suspended or other is None or other.over_at is not None:
             state = "is suspended" if link.suspended else "has no other end"
             self.history.violate(BOUNDED, f"process {process.name}: in peace a link {state}")
-        elif link.lanes != wanted and not self._half_open(link):
+        elif link.lanes != wanted:
             broken = LASTING if link.lanes < wanted else BOUNDED
             self.history.violate(broken, f"process {process.name}: {link.lanes} lanes in peace, {wanted} wanted")
 

@@ -23,6 +23,8 @@ EVENTS = (
     "damaged frame found",
     "duplicate cell",
     "grant while suspended",
+    "impostor",
+    "key changed",
     "layer seen early",
     "ledger with landed cells",
     "link closed by its user",
@@ -106,6 +108,8 @@ def campaign(seeds: range, processes: int = 1) -> Campaign:
     else:
         with multiprocessing.get_context("spawn").Pool(processes) as pool:
             _collect(total, pool.imap_unordered(run, seeds, chunksize=20))
+            pool.close()  # and join: a worker that is ended from outside leaves its identities' files
+            pool.join()
     total.took_s = time.monotonic() - began
     return total
 

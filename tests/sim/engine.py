@@ -14,6 +14,7 @@ from kvwire._ext.cipher import Cipher
 from kvwire._ext.seal import MOST
 from kvwire._ext.sendqueue import SendQueue
 from kvwire.errors import Closed
+from tests.sim.frames import PlainFrames, SealedFrames
 from tests.sim.lane import Lane, Reason
 from tests.sim.sockets import here
 from tests.sim.transfers import SimInTransfer, SimOutTransfer
@@ -32,7 +33,9 @@ class SimEngine:
         rekey: tuple[int, int, float] = MOST,
         cipher: Cipher | None = None,
     ) -> None:
-        del workers, stream_bytes, rekey, cipher
+        del workers, stream_bytes
+        self.cipher = cipher
+        self.rekey = rekey
         self.loop = here()
         self.host = self.loop.host
         process = self.loop.process
@@ -51,6 +54,13 @@ class SimEngine:
         """The next step of a worker, after a while that nobody can know."""
         long = self.rng.random() < 0.01
         self.loop.native((LONG_STEP_S if long else self.step_s) * self.rng.random(), run)
+
+    def frames(self, secrets: tuple[bytes, bytes] | None) -> PlainFrames | SealedFrames:
+        """How a lane with these secrets, or without any, sends and receives."""
+        if secrets is None:
+            return PlainFrames()
+        assert self.cipher is not None
+        return SealedFrames(self.cipher, secrets, self.rekey)
 
     def mark(self, handle: Any) -> None:
         """Python has to look at this handle."""
@@ -103,7 +113,6 @@ class SimEngineLink:
             raise Closed("the link is closed")
 
     def add_lane(self, fd: int, lane: int, incarnation: int, secrets: tuple[bytes, bytes] | None = None) -> None:
-        del secrets  # what these lanes carry nobody else sees
         end = self.engine.host.ends.get(fd)
         try:
             self.check()
@@ -112,7 +121,8 @@ class SimEngineLink:
                 end.close()
             raise
         if end is not None:
-            self.lanes.append(Lane(self, end, lane, incarnation))
+            self.engine.probe.lane_made(end, secrets, sealed=self.engine.cipher is not None)
+            self.lanes.append(Lane(self, end, lane, incarnation, self.engine.frames(secrets)))
 
     @property
     def lanes_open(self) -> int:
@@ -136,7 +146,12 @@ class SimEngineLink:
 
     def lane_stats(self) -> list[dict[str, int]]:
         return [
-            {"lane": lane.number, "incarnation": lane.incarnation, "sent_epoch": 0, "received_epoch": 0}
+            {
+                "lane": lane.number,
+                "incarnation": lane.incarnation,
+                "sent_epoch": lane.epochs[0],
+                "received_epoch": lane.epochs[1],
+            }
             for lane in self.lanes
             if not lane.retired
         ]

@@ -17,12 +17,13 @@ from tests.sim.memory import POISON, Content
 
 if TYPE_CHECKING:
     from tests.sim.links import SimLink
+    from tests.sim.network import Connection, End
     from tests.sim.transfers import SimInTransfer, SimOutTransfer
 
 LAST_EVENTS = 40
 _RELEASED = bytes([POISON]) * (64 << 10)
 
-EXACT, WHOLE, FENCED, LASTING, ONCE, BOUNDED, STRANGERS, TIMED = 1, 2, 3, 4, 5, 6, 7, 8
+EXACT, WHOLE, FENCED, LASTING, ONCE, BOUNDED, SEALED, STRANGERS, TIMED = 1, 2, 3, 4, 5, 6, 7, 8, 10
 """The invariants of docs/design.md, under Invariants."""
 
 
@@ -90,6 +91,9 @@ class History:
         self._digest = hashlib.blake2b(digest_size=16)
         self._acked: dict[SimOutTransfer, set[tuple[int, int]]] = {}
         self._kept: dict[SimInTransfer, set[tuple[int, int]]] = {}
+        self._agreed: dict[bytes, Connection] = {}
+        self._sends_under: dict[bytes, End] = {}
+        self._lane_secrets: dict[End, tuple[bytes, bytes]] = {}
 
     def note(self, what: str, *facts: object) -> None:
         """An event of the trace. Facts are numbers and short texts that are the same whenever the seed is replayed."""
@@ -103,6 +107,28 @@ class History:
 
     def digest(self) -> str:
         return self._digest.hexdigest()
+
+    # --- keys -----------------------------------------------------------------------------------------------------
+
+    def agreed(self, connection: Connection, join_secret: bytes) -> None:
+        """One side of a sealed link has greeted over this connection: its keys are of no other one."""
+        if self._agreed.setdefault(join_secret, connection) is not connection:
+            self.violate(SEALED, "a link has the keys of another connection")
+
+    def lane_made(self, end: End, secrets: tuple[bytes, bytes] | None, *, sealed: bool) -> None:
+        """A lane begins at this end. Its secrets are its own, one for each direction, and those of the other end."""
+        if end.connection.uninvited:
+            self.violate(STRANGERS, "a stranger has a lane")
+        if secrets is None:
+            if sealed:
+                self.violate(SEALED, "a sealed link has a lane in the clear")
+            return
+        if self._lane_secrets.get(end.peer, secrets[::-1]) != secrets[::-1]:
+            self.violate(SEALED, "the two ends of a lane have different secrets")
+        self._lane_secrets[end] = secrets
+        for secret, sender in zip(secrets, (end, end.peer), strict=True):
+            if self._sends_under.setdefault(secret, sender) is not sender:
+                self.violate(SEALED, "two lanes, or both directions of one, have the same secret")
 
     # --- what the engines say -----------------------------------------------------------------------------------
 

@@ -12,19 +12,17 @@ import os
 import struct
 from typing import TYPE_CHECKING
 
-from kvwire._ext import frame
 from kvwire._ext.lanelog import LaneLog
+from tests.sim.frames import Frame, PlainFrames, SealedFrames
 from tests.sim.network import End
 from tests.sim.transfers import Placement
 
 if TYPE_CHECKING:
     from tests.sim.engine import SimEngineLink
 
-HEADER = struct.Struct("<IBBBBIIQQIIII")
 ACK_ENTRY = struct.Struct("<IIQ")
 ACK_DELAY_S = 0.002
 BATCH_FRAMES = 16
-FRAME_TYPES = {number: name for name, number in frame.TYPES.items()}
 
 NO_OWNER = 0
 """Owner of a log entry that carries no cells. Ids of transfers, which stand for the others, begin at 1."""
@@ -44,6 +42,7 @@ class Reason(enum.IntEnum):
     BAD_ACK = 6
     BAD_RECEIPT = 7
     REQUESTED = 8
+    BAD_TAG = 10
 
 
 class Batch:
@@ -59,12 +58,17 @@ class Batch:
 class Lane:
     """Made with a connected socket; it runs by itself until it fails, and is retired then."""
 
-    def __init__(self, link: SimEngineLink, end: End, number: int, incarnation: int) -> None:
+    def __init__(
+        self, link: SimEngineLink, end: End, number: int, incarnation: int, frames: PlainFrames | SealedFrames
+    ) -> None:
         self.link = link
         self.engine = link.engine
         self.end = end
         self.number = number
         self.incarnation = incarnation
+        self.epochs = frames.epochs
+        """Of the keys that it sends and receives under, as Python is told."""
+        self._frames = frames
         self.reason = Reason.OPEN
         self.detail = ""
         self.retired = False
@@ -139,41 +143,46 @@ class Lane:
 
     def _consume(self) -> None:
         """Deal with whole frames until one has a cell to place, which takes a step."""
-        while self._placing is None and len(self._stream) >= HEADER.size:
-            _, _, kind, _, _, _, segment, _, transfer, cell, _, length, _ = HEADER.unpack_from(self._stream)
-            limit = self.engine.max_cell_bytes
-            verdict, whole = frame.check(bytes(self._stream[: HEADER.size + min(length, limit)]), self.rx_seq, limit)
-            if verdict == "incomplete":
+        while self._placing is None:
+            came = self._frames.take(self._stream, self.engine.max_cell_bytes)
+            if came is None:
                 return
-            if verdict != "ok":
+            if not isinstance(came, Frame):
                 self.engine.host.net.count("damaged frame found")
-                self.fail(Reason.BAD_FRAME, f"a frame with a wrong {verdict}")
+                self.fail(Reason.BAD_TAG if came == "tag" else Reason.BAD_FRAME, f"a frame with a wrong {came}")
                 return
-            payload = bytes(self._stream[HEADER.size : whole])
-            del self._stream[:whole]
+            self._look_at_keys()
             self.rx_seq += 1
-            if FRAME_TYPES[kind] == "ack":
-                self._on_ack(payload)
+            if came.kind == "ack":
+                self._on_ack(came.payload)
             else:
-                if FRAME_TYPES[kind] == "data":
-                    self._on_data(transfer, segment, cell, payload)
+                if came.kind == "data":
+                    self._on_data(came)
                 else:
-                    self._on_receipt(transfer)
+                    self._on_receipt(came.transfer)
                 if self._ack_due is None:
                     self._ack_due = self.engine.loop.clock.now + ACK_DELAY_S
                     self.engine.loop.native(ACK_DELAY_S, self.poke)
             if self.reason is not Reason.OPEN:
                 return
 
-    def _on_data(self, transfer: int, segment: int, cell: int, payload: bytes) -> None:
-        incoming = self.link.inc.get(transfer)
+    def _look_at_keys(self) -> None:
+        """Python is told where a lane goes on with another key."""
+        if self._frames.epochs != self.epochs:
+            self.epochs = self._frames.epochs
+            self.engine.host.net.count("key changed")
+            self.engine.mark(self.link)
+
+    def _on_data(self, came: Frame) -> None:
+        segment, cell = came.segment, came.cell
+        incoming = self.link.inc.get(came.transfer)
         if incoming is None:  # aborted or committed: rightly dropped
-            if transfer > self.link.newest_in:
+            if came.transfer > self.link.newest_in:
                 self.fail(Reason.UNKNOWN_TRANSFER, "a cell of a transfer that was never granted")
             return
-        claim = incoming.claim(segment, cell, len(payload))
+        claim = incoming.claim(segment, cell, len(came.payload))
         if claim == "own":
-            self._placing = Placement(incoming, segment, cell, payload, self)
+            self._placing = Placement(incoming, segment, cell, came.payload, self)
             self.engine.later(self._place)
         elif claim == "duplicate":
             incoming.duplicates += 1
@@ -238,11 +247,11 @@ class Lane:
         due = self._ack_due is not None and (self._ack_due <= now or bool(self.link.receipts) or bool(self.link.queue))
         if due:
             entry = ACK_ENTRY.pack(self.number, self.incarnation, self.rx_seq)
-            frames += frame.encode("ack", self.log.next_seq, payload=entry)
+            frames += self._frames.encode("ack", self.log.next_seq, payload=entry)
             self.log.append(NO_OWNER, ACK_ENTRY_SEGMENT, 0, 1)
             self._ack_due = None
         for transfer in self.link.receipts:
-            frames += frame.encode("receipt", self.log.next_seq, transfer)
+            frames += self._frames.encode("receipt", self.log.next_seq, transfer)
             self.log.append(NO_OWNER, transfer >> 32, transfer & 0xFFFFFFFF, 1)
         self.link.receipts.clear()
         return frames
@@ -262,7 +271,8 @@ class Lane:
             claimed += count * out.cell_bytes
 
     def _emit(self) -> None:
-        """Read the pages, give all to the kernel, and settle: rest of a frame, frames that go back."""
+        """Read the pages, give all to the kernel, and settle: rest of a frame, frames that go back. Sealed ones never
+        do."""
         batch, self._batch = self._batch, None
         if batch is None:
             return
@@ -272,11 +282,13 @@ class Lane:
             out = self.link.queued[owner]
             for cell in range(first, first + count):
                 payload = out.read(segment, cell)
-                frames.append(frame.encode("data", sequence, out.id, segment, cell, payload))
+                frames.append(self._frames.encode("data", sequence, out.id, segment, cell, payload))
                 sequence += 1
+        self._look_at_keys()
         taken = self._put(b"".join(frames))
         failed = self.reason is not Reason.OPEN
         begun = [data for at, data in zip(_starts(frames), frames, strict=True) if at < taken] or frames[:1]
+        begun = frames if self._frames.whole_batches else begun
         self._rest = b"" if failed else b"".join(begun)[taken:]
         # A lane that failed gives everything back when it retires.
         self._settle(batch, 0 if failed else len(frames) - len(begun))

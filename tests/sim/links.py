@@ -10,7 +10,7 @@ from kvwire import wire
 from kvwire.control import Stream
 from kvwire.errors import KvwireError
 from kvwire.link import Link
-from tests.sim.history import BOUNDED
+from tests.sim.history import BOUNDED, STRANGERS
 from tests.sim.network import Connection, Host
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class SimLink(Link):
 
     @property
     def tainted(self) -> bool:
-        """Bytes of its control connections were changed, which nothing can notice in plain mode."""
+        """Bytes of its control connections were changed, and nobody can know."""
         return any(c.tainted for link in (self, *self.others) for c in link.controls)
 
     @property
@@ -97,7 +97,7 @@ class SimLink(Link):
     def _on_event(self, event: wire.Event) -> None:
         counts, now = self.world.counts, self.world.clock.now
         if isinstance(event, wire.HelloDone | wire.Resumed | wire.Restarted):
-            self.greeted.append(self.controls[-1])
+            self._greeted_over(self.controls[-1])
         match event:
             case wire.Suspended() if not self.spells or self.spells[-1].ended_at is not None:
                 self.spells.append(Spell(now, self.process.loop.frozen_s()))
@@ -126,6 +126,13 @@ class SimLink(Link):
                 self._act(self.on_return)
             case _:
                 pass
+
+    def _greeted_over(self, connection: Connection) -> None:
+        self.greeted.append(connection)
+        if not self.config.plain:
+            self.world.history.agreed(connection, self._session._join_secret)
+        if connection.uninvited:
+            self.world.history.violate(STRANGERS, "somebody has a link who has not shown that it has the keys")
 
     def _offer_came(self, event: wire.Offered) -> None:
         record = self.world.history.records.get(event.manifest.request_id)

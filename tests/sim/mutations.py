@@ -18,9 +18,9 @@ from kvwire.errors import KvwireError, LinkLost
 from kvwire.wire import exchange, schema, states
 from kvwire.wire import session as wire_session
 from kvwire.wire import transfers as wire_transfers
-from tests.sim import lane
+from tests.sim import frames, sealing
 from tests.sim.engine import SimEngineLink
-from tests.sim.history import BOUNDED, EXACT, FENCED, LASTING, ONCE, STRANGERS, TIMED, WHOLE
+from tests.sim.history import BOUNDED, EXACT, FENCED, LASTING, ONCE, SEALED, STRANGERS, TIMED, WHOLE
 from tests.sim.transfers import SimInTransfer, SimOutTransfer
 
 
@@ -52,7 +52,7 @@ def _no_checksum() -> list[Any]:
         verdict, whole = frame.check(data, sequence, limit)
         return ("ok", len(data)) if verdict == "checksum" else (verdict, whole)
 
-    return [mock.patch.object(lane, "frame", SimpleNamespace(check=check, encode=frame.encode, TYPES=frame.TYPES))]
+    return [mock.patch.object(frames, "frame", SimpleNamespace(check=check, encode=frame.encode, TYPES=frame.TYPES))]
 
 
 def _no_deadlines() -> list[Any]:
@@ -190,7 +190,7 @@ def _accepted_sockets_left_open() -> list[Any]:
     return [mock.patch.object(acceptor, "_close_if_cancelled", _nothing)]
 
 
-# --- 7: strangers ---------------------------------------------------------------------------------------------
+# --- 8: strangers ---------------------------------------------------------------------------------------------
 
 
 def _patience_with_strangers() -> list[Any]:
@@ -213,7 +213,7 @@ def _any_number_of_strangers() -> list[Any]:
     return [mock.patch.object(asyncio, "Semaphore", lambda value: real(1000 * value))]
 
 
-# --- 8: deadlines are durations, and a source is leased to the end --------------------------------------------
+# --- 10: deadlines are durations, and a source is leased to the end -------------------------------------------
 
 
 def _source_released_early() -> list[Any]:
@@ -275,6 +275,16 @@ def _deaf_to(kind: type[wire.Event]) -> list[Any]:
             real(self, event)
 
     return [mock.patch.object(link.Link, "_on_event", on_event)]
+
+
+def _no_more_tickets() -> list[Any]:
+    real = lanes.Lanes.issue_tickets
+
+    def issue_tickets(self: Any, count: int) -> None:
+        if not self._link.spells:
+            real(self, count)
+
+    return [mock.patch.object(lanes.Lanes, "issue_tickets", issue_tickets)]
 
 
 def _lost_with_its_connection() -> list[Any]:
@@ -371,7 +381,7 @@ MUTATIONS = (
     Mutation("a grant is lost with the connection", LASTING, partial(_ledger_unheeded, "active")),
     Mutation("an offer is lost with the connection", LASTING, partial(_ledger_unheeded, "unknown")),
     Mutation("what is given up meanwhile goes on at the peer", EXACT, partial(_deaf_to, wire.Dropped)),
-    Mutation("a resumed link gets no lanes", LASTING, partial(_deaf_to, wire.Resumed)),
+    Mutation("a resumed link gets no lanes", LASTING, _no_more_tickets),
     Mutation("a lost connection ends its link", LASTING, _lost_with_its_connection),
     Mutation("a suspended link never ends", BOUNDED, _suspended_for_ever),
     Mutation("a suspended link keeps its lanes", BOUNDED, _suspended_with_lanes),
@@ -380,4 +390,14 @@ MUTATIONS = (
     Mutation("a link is given up, and the other end is not told", EXACT, _given_up_in_silence),
     Mutation("a connection that is lost stays open", BOUNDED, _connections_left_open),
     Mutation("a link that has ended leaves its timer", BOUNDED, _timer_left_behind),
+    Mutation("FINISHED is not looked at", STRANGERS, sealing.finished_unheeded),
+    Mutation("a JOIN is believed whatever its MAC", STRANGERS, sealing.joins_believed),
+    Mutation("a ticket lets any number of lanes in", STRANGERS, sealing.tickets_kept),
+    Mutation("a resumed link keeps its first keys", SEALED, sealing.first_keys_kept),
+    Mutation("a ticket is no part of a lane's secrets", SEALED, sealing.ticket_left_out),
+    Mutation("all lanes of a link have the same secrets", SEALED, sealing.lane_left_out),
+    Mutation("both directions of a lane have the same secret", SEALED, sealing.directions_alike),
+    Mutation("the lanes of a sealed link are in the clear", SEALED, sealing.lanes_in_the_clear),
+    Mutation("the control connection of a sealed link is in the clear", SEALED, sealing.control_in_the_clear),
+    Mutation("damage to a control connection is not heeded", SEALED, sealing.damage_unheeded),
 )

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import errno
 import random
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
-from kvwire import KvwireError, sockets, wire
-from kvwire.wire import schema
 from kvwire.wire.transfers import DRAIN_S
 from tests.sim.links import SimLink
 from tests.sim.network import Connection, Host, Kind
 from tests.sim.path import Flow
 from tests.sim.receiving import begin
-from tests.sim.world import PORT, STORM_S, Process, World
+from tests.sim.strangers import bother, forge
+from tests.sim.world import STORM_S, Process, World
 
 HANDSHAKE_S = 0.5
 """A connection is through its hand-shake by then, if nothing is wrong with it."""
@@ -35,6 +31,7 @@ class Nemesis:
         self.net = world.network
         self.rng = world.rng("nemesis")
         self._rests_until = 0.0
+        self.net.on_damage = partial(self._fault, what="damaged")
 
     def plan(self) -> None:
         """A calm seed, or some faults of few kinds, so that each kind is also seen alone."""
@@ -45,6 +42,8 @@ class Nemesis:
             more += ["control kept away", "link cut off"]
             if self.rng.random() < 0.7:
                 self.world.history.on_landing = self.rng.choice((self._in_the_middle, self._before_the_receipt))
+        if self.net.sealed:
+            more += ["control corrupted", "lane forged", "strangers", "node closed", *["hand-shake struck"] * 2]
         kinds += [kind for kind in more if self.rng.random() < 0.2]
         for kind in kinds:
             for _ in range(self.rng.choice((1, 1, 2, 6))):
@@ -55,7 +54,7 @@ class Nemesis:
     def _in_the_middle(self, link: SimLink, commit: bool) -> None:
         """Take a link's connection, or its receiver, away: between two cells, or before the receipt; a few times."""
         now = self.world.clock.now
-        if self.world.storm and now >= self._rests_until and self.rng.random() < (0.4 if commit else 0.2):
+        if self.world.storm and now >= self._rests_until and self.rng.random() < (0.7 if commit else 0.2):
             self._rests_until = now + self.rng.choice((0.05, 0.2, 1.0))
             self.later(0.002 * self.rng.random() ** 4, lambda: self._take_away(link))
 
@@ -100,6 +99,7 @@ class Nemesis:
     def peace(self) -> None:
         """Everything works again, as far as it is still there."""
         self.net.on_control = None
+        self.net.on_lane = _nothing
         for trouble in self.world.troubles:
             if trouble.heals:
                 trouble.until = min(trouble.until, self.world.clock.now)
@@ -169,15 +169,18 @@ class Nemesis:
         self._flow(victim).stall(seconds)
 
     def corrupt(self, victim: Connection) -> None:
-        self._fault(victim, "corrupt")
-        for end in victim.ends:
-            end.flow.corrupt = True
-        victim.tainted = victim.kind == "control"
+        victims = [victim]
+        if victim.kind == "lane" and self.rng.random() < 0.5:  # so that a link loses patience
+            victims = [lane for lane in self.net.alive("lane") if lane.hosts == victim.hosts]
+        for each in victims:
+            self._fault(each, "corrupt")
+            for end in each.ends:
+                end.flow.corrupt = True
 
     def garble(self, victim: Connection) -> None:
         """What the dialler says next is damaged: best a greeting, which is noticed as often as not."""
         self._fault(victim, "corrupt")
-        victim.ends[0].flow.corrupt = victim.tainted = True
+        victim.ends[0].flow.corrupt = True
 
     def keep_away(self, victim: Connection) -> None:
         """A link loses its connection, and gets no other for a while."""
@@ -320,7 +323,7 @@ class Nemesis:
             return False
         process = self.rng.choice(nodes)
         process.closing = True
-        crowded = not process.loop.frozen and self.rng.random() < 0.5  # while somebody is just being let in
+        crowded = not process.loop.frozen and self.rng.random() < 0.7  # while somebody is just being let in
         if crowded:
             self._crowd(process)
         self.later(0.1 if crowded else 0.0, lambda: process.loop.dead or process.spawn(self._close, process))
@@ -330,8 +333,9 @@ class Nemesis:
         others = [other for other in self.world.living() if other is not process]
         for _ in range(3 if others else 0):
             other = self.rng.choice(others)
-            other.spawn(self._bother, other, process.host, random.Random(self.rng.random()))
-        self._freeze(process, 0.2)
+            other.spawn(bother, other, process.host, random.Random(self.rng.random()))
+        if self.rng.random() < 0.5:  # so that they are still in the backlog
+            self._freeze(process, 0.2)
 
     async def _close(self, process: Process) -> None:
         assert process.node is not None
@@ -349,31 +353,34 @@ class Nemesis:
         process = self.rng.choice(self.world.living())
         target = self.rng.choice([host for host in self.net.hosts if host is not process.host])
         for _ in range(self.rng.choice((1, 12))):
-            process.spawn(self._bother, process, target, random.Random(self.rng.random()))
+            process.spawn(bother, process, target, random.Random(self.rng.random()))
         return True
 
-    async def _bother(self, process: Process, target: Host, rng: random.Random) -> None:
-        goodbye = schema.encode(schema.Goodbye("closed", "never mind"))
-        first = rng.choice(
-            (
-                b"",
-                b"GET / HTTP/1.1\r\n\r\n",
-                wire.control_preamble(plain=True)[:5],
-                wire.control_preamble(plain=True),
-                wire.control_preamble(plain=True) + goodbye,
-                wire.control_preamble(plain=True) + b"\xff" * 60,
-                wire.preamble.preamble(wire.ConnectionKind.CONTROL, plain=True, version=99),
-                wire.preamble.preamble(wire.ConnectionKind.LANE, plain=True) + rng.randbytes(wire.JOIN_BYTES),
-            )
-        )
-        with contextlib.suppress(OSError, KvwireError):
-            sock: Any = await sockets.dial(target.address, PORT, 20.0)
-            with sock:
-                sock.end.connection.uninvited = True
-                await process.loop.sock_sendall(sock, first)
-                async with asyncio.timeout(20.0):
-                    while await process.loop.sock_recv(sock, 4096):
-                        pass
+    def forge_joins(self) -> bool:
+        """Of the next few lanes, somebody on the way holds the JOIN back, and comes first with one that is like it."""
+        left = self.rng.choice((1, 3))
+
+        def on_lane(lane: Connection) -> None:
+            nonlocal left
+            self._fault(lane, "stall")
+            lane.ends[0].flow.stall(0.3)
+            self.later(0.0, partial(self._forge, lane))
+            left -= 1
+            if not left:
+                self.net.on_lane = _nothing
+
+        self.net.on_lane = on_lane
+        if self.rng.random() < 0.8:  # so that there will be one
+            self.strike("lane", Nemesis.reset)
+        return True
+
+    def _forge(self, lane: Connection) -> None:
+        process = self.rng.choice(self.world.living())
+        process.spawn(forge, process, lane, random.Random(self.rng.random()))
+
+
+def _nothing(_: Connection) -> None:
+    """What is done to most."""
 
 
 BLOWS = {
@@ -391,6 +398,7 @@ FAULTS: dict[str, Callable[[Nemesis], bool]] = {
     "lane finished": lambda n: n.strike("lane", Nemesis.finish),
     "lane in a hole": lambda n: n.strike("lane", Nemesis.hole),
     "lane stalled": lambda n: n.strike("lane", Nemesis.stall),
+    "lane forged": Nemesis.forge_joins,
     "lane corrupted": lambda n: n.strike("lane", Nemesis.corrupt),
     "control reset": lambda n: n.strike("control", Nemesis.reset),
     "control finished": lambda n: n.strike("control", Nemesis.finish),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tests.sim.clock import Clock
 from tests.sim.path import Flow, Path
+from tests.sim.records import record_at
 
 if TYPE_CHECKING:
     from tests.sim.links import SimLink
@@ -140,8 +141,8 @@ class Connection:
         self.born_at = net.clock.now
         self.kind: Kind = "stranger"
         self.named = False
-        self.tainted = False
-        """Bytes of a control connection were changed, which nothing can notice in plain mode."""
+        self.first = b""
+        """What the dialler said first; of a lane, its preamble and JOIN."""
         self.faults: list[tuple[float, str]] = []
         self.links: list[SimLink] = []
         """The two ends of the link that it carries, as far as there are any."""
@@ -155,10 +156,30 @@ class Connection:
     def name(self, first: bytes) -> None:
         """What it is for, by its first bytes, which are the dialler's."""
         self.named = True
+        self.first = first
         self.kind = MAGIC.get(first[:4], "stranger")
         net = self.ends[0].flow.net
         if self.kind == "control" and net.on_control is not None:
             net.on_control(self)
+        if self.kind == "lane" and not self.uninvited:
+            net.on_lane(self)
+
+    @property
+    def secret(self) -> bool:
+        """Whether TLS protects it."""
+        return self.kind == "control" and self.ends[0].flow.net.sealed
+
+    @property
+    def tainted(self) -> bool:
+        """Bytes of a control connection were changed, and nobody can know: those of a plain one; and those of the
+        length of a TLS record, as more of it may be on its way."""
+        return self.kind == "control" and any(self._tainted(end.flow) for end in self.ends)
+
+    def _tainted(self, flow: Flow) -> bool:
+        if flow.damaged_at is None or not self.secret:
+            return flow.damaged_at is not None
+        record = record_at(flow.said, flow.damaged_at)
+        return record is not None and record.is_length(flow.damaged_at)
 
     @property
     def alive(self) -> bool:
@@ -218,9 +239,11 @@ class Dial:
 class Network:
     """All hosts, the paths between them and every connection."""
 
-    def __init__(self, clock: Clock, rng: random.Random, hosts: int) -> None:
+    def __init__(self, clock: Clock, rng: random.Random, hosts: int, *, sealed: bool = False) -> None:
         self.clock = clock
         self.rng = rng
+        self.sealed = sealed
+        """Whether control connections speak TLS."""
         self.counts: Counter[str] = Counter()
         self.hosts = [Host(self, number + 1) for number in range(hosts)]
         self.connections: list[Connection] = []
@@ -228,6 +251,10 @@ class Network:
         self._fd = 1000
         self.on_control: Callable[[Connection], None] | None = None
         """Called with each connection whose first bytes say that it is a control connection."""
+        self.on_lane: Callable[[Connection], object] = lambda _: None
+        """Called with each lane that a node dials, before its first bytes leave."""
+        self.on_damage: Callable[[Connection], object] = lambda _: None
+        """Called as a bit of this connection is changed."""
         self.crc = 0
         """Over every byte that anybody ever sent, in the order of sending."""
 

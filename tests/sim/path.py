@@ -50,6 +50,11 @@ class Flow:
         self._free_at = 0.0
         self._arrives_at = 0.0
         self._held: deque[bytes | None] = deque()
+        self.said = bytearray()
+        """Of a sealed control connection, all that was ever sent, before any damage."""
+        self._sent_bytes = 0
+        self.damaged_at: int | None = None
+        """Which byte of all that was sent is not the one that comes."""
 
     @property
     def blocked(self) -> bool:
@@ -81,11 +86,14 @@ class Flow:
 
     def _segment(self, data: bytes | None) -> None:
         rng, now = self.net.rng, self.net.clock.now
+        if self.source.connection.secret:  # TLS has randomness of its own: only lengths are the same every time
+            self.said += data or b""
+            self.net.crc = crc32c(len(data or b"").to_bytes(4, "little"), self.net.crc)
+        else:
+            self.net.crc = crc32c(data or b"", self.net.crc)
         if data and self.corrupt:
-            self.corrupt = False
-            at = rng.randrange(len(data))
-            data = data[:at] + bytes([data[at] ^ (1 << rng.randrange(8))]) + data[at + 1 :]
-        self.net.crc = crc32c(data or b"", self.net.crc)
+            data = self._damaged(data)
+        self._sent_bytes += len(data or b"")
         self._unacked += len(data or b"")
         self._free_at = max(self._free_at, now) + len(data or b"") / self.path.rate_bps
         if rng.random() < self.path.hiccup_share:
@@ -93,6 +101,14 @@ class Flow:
         jitter = self.path.jitter_s * rng.random()
         self._arrives_at = max(self._arrives_at, self._free_at + self.path.latency_s + jitter)
         self.net.clock.at(self._arrives_at, self._arrive, data)
+
+    def _damaged(self, data: bytes) -> bytes:
+        """One bit of it is another."""
+        self.corrupt = False
+        at = self.net.rng.randrange(len(data))
+        self.damaged_at = self._sent_bytes + at
+        self.net.on_damage(self.source.connection)
+        return data[:at] + bytes([data[at] ^ (1 << self.net.rng.randrange(8))]) + data[at + 1 :]
 
     def finish(self) -> None:
         """The source sends no more: FIN, behind everything that is on its way."""

@@ -104,6 +104,7 @@ def _play(world: World) -> None:
     verdict.on_links()
     verdict.on_transfers()
     verdict.on_strangers()
+    verdict.on_secrets()
     for process in world.living():
         process.spawn(_close, process)
     if _wait_for_users(world, services=True):

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from kvwire import Config, KvwireError, Node
 from tests.sim.clock import Clock
 from tests.sim.history import EXACT, History
+from tests.sim.identities import identity_of
 from tests.sim.links import SimLink, sim_link
 from tests.sim.loop import SimLoop
 from tests.sim.memory import Memory
@@ -25,6 +26,8 @@ SLACK_S = 1.5
 """Above a deadline, for what is done when it is over: the loops have their own pace."""
 BACKLOG = 200
 """Callbacks that may be waiting when something is due."""
+SEALED_SHARE = 0.25
+"""Of worlds."""
 STORM_S = 3.0
 """How long faults are made and transfers are begun."""
 RESUME_S = (0.0, 0.5, 2.0, 30.0, 30.0, 30.0)
@@ -39,7 +42,8 @@ class World:
         self.clock = Clock()
         self.history = History(self.clock)
         rng = self.rng("world")
-        self.network = Network(self.clock, self.rng("network"), rng.choice((2, 2, 2, 3)))
+        sealed = self.rng("sealed").random() < SEALED_SHARE
+        self.network = Network(self.clock, self.rng("network"), rng.choice((2, 2, 2, 3)), sealed=sealed)
         self.counts: Counter[str] = self.network.counts
         self.storm = True
         self.honest = False
@@ -48,7 +52,7 @@ class World:
         self.troubles: list[Trouble] = []
         self.tight = rng.random() < 0.35
         """Deadlines are short and Python is slow: what ends a transfer and what ends it too come at one time."""
-        self.config = some_config(rng, self.tight)
+        self.config = some_config(rng, self.tight, sealed)
         self.whims = 0.02 if self.tight or not self.config.resume_timeout_s else rng.choice((0.1, 0.6, 0.6))
         """How likely users are to act just when a link has lost its connection, or has it back."""
         self.cancels = self.whims * rng.choice((0, 1))
@@ -76,10 +80,11 @@ class World:
         return [process for process in self.processes if not process.loop.dead]
 
 
-def some_config(rng: random.Random, tight: bool) -> Config:
-    """The smallest cells and few lanes, so that a scenario is small; timeouts of every kind."""
+def some_config(rng: random.Random, tight: bool, sealed: bool) -> Config:
+    """The smallest cells and few lanes, so that a scenario is small; timeouts of every kind; keys for a few frames."""
     return Config(
-        plain=True,
+        plain=not sealed,
+        rekey_frames=16,
         lanes=rng.randint(1, 3),
         cell_bytes=4096,
         stream_bytes=64 << 10,
@@ -198,7 +203,9 @@ class Process:
     # --- the node -----------------------------------------------------------------------------------------------
 
     async def serve(self) -> Node:
-        self.node = await Node.serve(self.host.address, PORT, self.world.config)
+        plain = self.world.config.plain
+        identity = None if plain else identity_of(self.host.number)
+        self.node = await Node.serve(self.host.address, PORT, self.world.config, identity=identity)
         return self.node
 
     async def link_to(self, host: Host) -> SimLink | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from kvwire import sockets, wire
 from kvwire._ext.lanes import FAULTS, TAG_FAILURE, EngineLink
-from kvwire.errors import Closed, IntegrityError, LimitExceeded
+from kvwire.errors import Closed, IntegrityError, LimitExceeded, LocalError
 
 if TYPE_CHECKING:
     from kvwire.link import Link
@@ -45,6 +45,8 @@ class Lanes:
     def add(self, sock: socket.socket, lane: int, incarnation: int, keys: wire.LaneSecrets | None) -> None:
         """Hand a joined socket to the engine."""
         try:
+            if (keys is None) != self._link.config.plain:  # never: what was to be sealed would leave in the clear
+                raise LocalError("a lane without keys on a sealed link, or with keys on a plain one")
             congestion = sockets.tune_lane(sock, self._link.config)
             self._engine_link.add_lane(sock.detach(), lane, incarnation, keys)
         except BaseException as error:
@@ -68,9 +70,9 @@ class Lanes:
             if link.closed:
                 continue
             link._session.lane_closed(now, lane, incarnation, reason, acked)
-            if code == TAG_FAILURE:
-                link.journal.note("tag_failure", lane=lane, incarnation=incarnation)
             if code in FAULTS:
+                event = "tag_failure" if code == TAG_FAILURE else "lane_fault"
+                link.journal.note(event, lane=lane, incarnation=incarnation, reason=reason)
                 self.faults.append(now)
                 if len(self.faults) == LANE_FAULTS and now - self.faults[0] < FAULTS_S:
                     link._lose(IntegrityError(f"{LANE_FAULTS} lanes to {link.peer} went wrong, the last by {reason}"))

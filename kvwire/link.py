@@ -280,6 +280,8 @@ class Link(Driver):
                 if not self._greeted.done():
                     self._greeted.set_result(None)
                 self.journal.note("link_up", mode="plain" if self.identity is None else "sealed")
+                if self._dialler is not None:
+                    self._dialler.want()
             case wire.Ticket():
                 if self._dialler is not None:
                     self._dialler.take(event)

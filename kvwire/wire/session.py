@@ -147,7 +147,7 @@ class Session(Exchange):
         if self._closed:
             return None
         if self.state is states.Session.OPEN:
-            return min(self._ping_due, self._next_due())
+            return min(self._ping_due, self._tickets.next_due(), self._next_due())
         if self.peer is None:
             return self._greeting_due
         greeting = self._greeting_due if self._greeting else math.inf
@@ -164,6 +164,8 @@ class Session(Exchange):
             return
         self._expire(now)
         if self.state is states.Session.OPEN:
+            for lane, incarnation in self._tickets.take_unused(now):
+                self._send(schema.LaneClosed(lane, incarnation, "nobody used its ticket in time", 0))
             if now >= self._ping_due:
                 # No answer is no death: a peer whose Python stands still is alive. What a ping does is to give the
                 # kernel something that it must see acknowledged (TCP_USER_TIMEOUT).

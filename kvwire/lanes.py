@@ -29,8 +29,8 @@ class Lanes:
     def __init__(self, link: Link, engine_link: EngineLink) -> None:
         self._link = link
         self._engine_link = engine_link
-        self._epochs: dict[tuple[int, int], tuple[int, int]] = {}  # by lane and incarnation, as the log knows them
-        self._noted_at = -NOTE_S
+        # By lane and incarnation: the epochs that the log knows, and since when.
+        self._epochs: dict[tuple[int, int], tuple[tuple[int, int], float]] = {}
         self.faults: deque[float] = deque(maxlen=LANE_FAULTS)  # when lanes went wrong
         self.congestion: dict[int, str] = {}
 
@@ -82,14 +82,13 @@ class Lanes:
     def note_keys(self) -> None:
         """Have it logged where a lane goes on with another key: once a second, should a peer do so all the time."""
         now = time.monotonic()
-        if now < self._noted_at + NOTE_S:
-            return
         for stats in self._engine_link.lane_stats():
             lane, incarnation = stats["lane"], stats["incarnation"]
             epochs = stats["sent_epoch"], stats["received_epoch"]
-            before = self._epochs.get((lane, incarnation), (1, 1))
-            self._epochs[lane, incarnation] = epochs
+            before, noted_at = self._epochs.get((lane, incarnation), ((1, 1), -NOTE_S))
+            if epochs == before or now < noted_at + NOTE_S:
+                continue
+            self._epochs[lane, incarnation] = epochs, now
             for direction, old, new in zip(("out", "in"), before, epochs, strict=True):
                 if new > old:
-                    self._noted_at = now
                     self._link.journal.note("rekey", lane=lane, incarnation=incarnation, direction=direction, epoch=new)

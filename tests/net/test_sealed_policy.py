@@ -284,11 +284,11 @@ async def with_its_link(there: Scene, link: Link) -> None:
     assert offering.exception()
 
 
-async def with_its_sender_s_next_life(there: Scene, link: Link) -> None:
-    """The node hears of another node where its link was; nothing else ends it before its time."""
+async def with_a_sender_that_does_not_come_back(there: Scene, link: Link) -> None:
+    """What it had under way counts as long as it may."""
     await under_way(there, link)
     assert link._control is not None
-    link._dialler = None  # it does not come back
+    link._dialler = None
     link._control._sock.shutdown(2)
     await kit.eventually(lambda: there.back(link).suspended, "the loss to be noticed")
     assert there.node._guard.usage.tenants == ("acme",)
@@ -297,7 +297,7 @@ async def with_its_sender_s_next_life(there: Scene, link: Link) -> None:
 
 ENDS = (
     committed, aborted_by_the_sender, aborted_by_the_receiver, refused, withdrawn, never_taken, late, with_its_link,
-    with_its_sender_s_next_life,
+    with_a_sender_that_does_not_come_back,
 )  # fmt: skip
 
 

@@ -21,8 +21,8 @@ from kvwire.control import Stream
 from kvwire.errors import (
     ConnectTimeout,
     KvwireError,
+    LimitExceeded,
     LinkLost,
-    LocalError,
     ModeMismatch,
     NotKvwire,
     ProtocolError,
@@ -106,7 +106,7 @@ class Acceptor:
             sock.close()
         except (KvwireError, OSError) as error:
             log.info("%s turned away: %s", peer, error)
-            if isinstance(error, RemoteError) and not isinstance(error, NotKvwire):
+            if isinstance(error, RemoteError | LimitExceeded) and not isinstance(error, NotKvwire):
                 self._node._guard.refused(peer, error)
             sock.close()
         except BaseException:
@@ -158,9 +158,9 @@ class Acceptor:
             link.peer, link.identity = peer, who
             link._resume(stream, agreement, raw)
             return
-        if not node._has_room():
+        if not node._has_room(who):
             await stream.write(wire.goodbye("busy", "it takes no more links"))
-            raise LocalError(f"{node.config.max_links} links are up already", hint="Config.max_links")
+            raise LimitExceeded(f"all links that {who.subject.tenant if who else 'anybody'} may have are up")
         node._make_link("acceptor", peer, who, agreement)._start(stream, None, raw)
 
     def _returning(self, hello: wire.Hello, who: Peer | None) -> Link | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import time
 from typing import TYPE_CHECKING
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kvwire")
 
-RECEIVE_BYTES = 64 * 1024
+RECEIVE_BYTES = 16 * 1024
+"""Read, and acted on, at once: 1,500 of the smallest messages. Then whatever else the loop has to do has its turn."""
 STRANGER_BYTES = 8 * 1024
 """Read at once from a peer that is not authenticated."""
 
@@ -54,6 +56,7 @@ class Stream:
             if not data:
                 return b""
             said = data if self.tls is None else self.tls.receive(data)
+            await asyncio.sleep(0)  # `sock_recv` does not wait while there is something, and a peer may send on and on
         return said
 
     async def read_exactly(self, count: int) -> bytes:
@@ -103,6 +106,8 @@ class Control:
         self._link = link
         self._stream = stream
         self._sock = stream.sock
+        self._pid = os.getpid()
+        self._writing = False
         self._outbox = asyncio.Event()
         self._closed = False
         self.tasks = {link.loop.create_task(self._read()), link.loop.create_task(self._write())}
@@ -118,8 +123,12 @@ class Control:
         if self._closed:
             return
         self._closed = True
-        with contextlib.suppress(OSError):  # a good-bye, if the socket takes it at once
-            self._stream.write_now(self._link._session.data_to_send())
+        if self._pid != os.getpid():  # after a fork the connection is the parent's, and so are the keys of its TLS
+            self._sock.close()
+            return
+        if not self._writing:  # a good-bye, if the socket takes it at once, and is not in the middle of a message
+            with contextlib.suppress(OSError):
+                self._stream.write_now(self._link._session.data_to_send())
         for task in self.tasks:
             if task is not asyncio.current_task(self._link.loop):
                 task.cancel()
@@ -149,7 +158,7 @@ class Control:
             self._lost(error)
         except Exception as error:  # a bug; better no link than one that nobody reads
             log.exception("while reading from %s", link.peer)
-            link._lose(LinkLost(f"internal error on the link to {link.peer}: {error!r}"))
+            link._lose(LinkLost(f"internal error on the link to {link.peer}: {type(error).__name__}"))
 
     async def _write(self) -> None:
         try:
@@ -158,7 +167,9 @@ class Control:
                 self._outbox.clear()
                 data = self._link._session.data_to_send()
                 if data:
+                    self._writing = True
                     await self._stream.write(data)
+                    self._writing = False
                     self._outbox.set()
         except OSError:  # the reader meets it, too, behind what the peer has said before: perhaps a good-bye
             with contextlib.suppress(OSError):

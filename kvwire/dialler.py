@@ -79,7 +79,8 @@ class Dialler:
             self._dialling.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     def want(self) -> None:
-        """Ask for tickets for the lanes that are missing, after a pause that grows until one is up."""
+        """Ask for tickets for the lanes that are missing, after a pause that grows until one is up. What a HELLO asked
+        for may have been more than the acceptor had to give at that time."""
         if not self._link.closed and not self._link.suspended and self._timer is None:
             pause = min(REDIAL_FIRST_S * 2 ** min(self._redials, 10), REDIAL_LONGEST_S)
             self._redials += 1

@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import Counter
+from typing import TYPE_CHECKING
 
 from kvwire.control import Stream
 from kvwire.errors import KvwireError, PolicyError
 from kvwire.security import AuditLog, Certificate, Identity, Peer, Policy, Usage
 from kvwire.security.schedule import Agreement
 from kvwire.security.tls import Tls
-from kvwire.types import Manifest
+from kvwire.types import MAX_ATTACHMENT_BYTES, Manifest
 from kvwire.wire import Role
 
-ANY_LANES = 1 << 20
-REFUSALS_PER_S = 20
-"""Refused connections that are written down one by one."""
+if TYPE_CHECKING:
+    from kvwire.incoming import Incoming
+
+ANY = 1 << 20
+MOST_PER_S = 20
+"""Events of one kind and tenant that are written down one by one, where a peer could fill the disk with them."""
 
 
 class Guard:
@@ -29,7 +34,8 @@ class Guard:
         self._policy = policy
         self._audit = audit
         self.usage = Usage(policy)
-        self._refusals, self._refusals_until = 0, 0.0  # in this second
+        self._some: Counter[tuple[str, str]] = Counter()  # in this second, by event and tenant
+        self._second_ends = 0.0
 
     @property
     def ages(self) -> bool:
@@ -93,22 +99,28 @@ class Guard:
         """Count what the peer offers. NotAllowed where it must not offer that, or has too much under way."""
         if self._identity is not None and peer is not None:
             self._policy.check_offer(self._identity.subject, peer.subject, manifest)
-            self.usage.add_transfer(peer.subject.tenant, manifest.nbytes)
+            self.usage.add_transfer(peer.subject.tenant, counted_bytes(manifest))
 
-    def granted(self, peer: Peer | None, before: int, after: int) -> None:
-        """Of the bytes of an offer that was admitted no more than `after` are wanted."""
+    def granted(self, peer: Peer | None, incoming: Incoming) -> None:
+        """Of the bytes of an offer that was admitted only some are wanted."""
+        before, incoming._counted_bytes = incoming._counted_bytes, incoming._bytes + _attached(incoming.manifest)
         if peer is not None:
-            self.usage.shrink(peer.subject.tenant, before, after)
+            self.usage.shrink(peer.subject.tenant, before, incoming._counted_bytes)
 
-    def offer_over(self, peer: Peer | None, nbytes: int) -> None:
-        """An offer that was admitted is over; it still counted `nbytes`."""
+    def over(self, peer: Peer | None, incoming: Incoming) -> None:
+        """An offer that was admitted is over."""
         if peer is not None:
-            self.usage.end_transfer(peer.subject.tenant, nbytes)
+            self.usage.end_transfer(peer.subject.tenant, incoming._counted_bytes)
+
+    def most_links(self, peer: Peer | None) -> int:
+        """How many links the peer's tenant may have."""
+        most = None if peer is None else self._policy.quota_of(peer.subject.tenant).links
+        return ANY if most is None else most
 
     def lanes_left(self, peer: Peer | None, now: int) -> int:
         """How many lanes more the peer's tenant may have; it has `now`."""
         most = None if peer is None else self._policy.quota_of(peer.subject.tenant).lanes
-        return ANY_LANES if most is None else max(0, most - now)
+        return ANY if most is None else max(0, most - now)
 
     # --- the log --------------------------------------------------------------------------------------------------
 
@@ -117,23 +129,36 @@ class Guard:
         if self._audit is not None:
             self._audit.write(event, **fields)
 
-    def refused(self, address: str, error: KvwireError) -> None:
-        """Somebody got no link, for that reason. Of a flood the rest is counted: a stranger must not fill the disk."""
+    def write_some(self, event: str, whose: str, /, **fields: str | int) -> None:
+        """As `write`, of what a peer can bring about at will: so many a second of a tenant, the others are counted."""
         now = time.monotonic()
-        if now >= self._refusals_until:
+        if now >= self._second_ends:
             self.settle()
-            self._refusals_until = now + 1.0
-        if self._refusals < REFUSALS_PER_S:
-            self.write("link_refused", address=address, error=type(error).__name__, reason=str(error))
-        self._refusals += 1
+            self._second_ends = now + 1.0
+        self._some[event, whose] += 1
+        if self._some[event, whose] <= MOST_PER_S:
+            self.write(event, **fields)
 
     def settle(self) -> None:
-        """Write down how many refusals were only counted."""
-        if self._refusals > REFUSALS_PER_S:
-            self.write(
-                "link_refused", count=self._refusals - REFUSALS_PER_S, reason="too many to be written one by one"
-            )
-        self._refusals = 0
+        """Write down how many events were only counted."""
+        for (event, tenant), number in self._some.items():
+            if number > MOST_PER_S:
+                who = {"tenant": tenant} if tenant else {}
+                self.write(event, count=number - MOST_PER_S, reason="as many more in this second", **who)
+        self._some.clear()
+
+    def refused(self, address: str, error: KvwireError) -> None:
+        """Somebody got no link, for that reason."""
+        self.write_some("link_refused", "", address=address, error=type(error).__name__, reason=str(error))
+
+
+def _attached(manifest: Manifest) -> int:
+    return MAX_ATTACHMENT_BYTES if manifest.attachment else 0
+
+
+def counted_bytes(manifest: Manifest) -> int:
+    """What an offer counts against a quota until it is granted."""
+    return manifest.nbytes + _attached(manifest)
 
 
 def _tenant(certificate: bytes) -> str:

@@ -15,6 +15,7 @@ from kvwire import wire
 from kvwire._ext.incoming import InTransfer
 from kvwire._ext.layout import Segment
 from kvwire.errors import AttachmentError, Closed, ContentMismatch, DeadlineExceeded, PlacementError, SpecError
+from kvwire.guard import counted_bytes
 from kvwire.pool import Slots, check_disjoint
 from kvwire.transfer import Receipt, Transfer, check_slots, runs_of
 from kvwire.types import BlockRange, Grant, GroupOffer, Manifest
@@ -49,7 +50,7 @@ class Incoming(Transfer):
         self._granted_segments = 0
         self._granted: list[NDArray[np.int64]] = []  # block numbers, by group
         self._cell_bytes = 0
-        self._counted_bytes = manifest.nbytes  # against the quota of the peer's tenant
+        self._counted_bytes = counted_bytes(manifest)  # against the quota of the peer's tenant
 
     @property
     def peer(self) -> str:

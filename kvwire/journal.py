@@ -20,19 +20,28 @@ class Journal:
 
     def note(self, event: str, **fields: str | int) -> None:
         """Something has happened on the link."""
+        self._link._node._guard.write(event, **self._where(), **fields)
+
+    def refused(self, transfer: int, direction: str, reason: str) -> None:
+        """A transfer was not allowed, or does not fit."""
+        what: dict[str, str | int] = {"transfer": transfer, "direction": direction, "reason": reason}
+        self._link._node._guard.write_some("policy_refused", self._link.tenant, **self._where(), **what)
+
+    def _where(self) -> dict[str, str]:
         link = self._link
-        who: dict[str, str] = {}
+        where = {"link": link._session.link_id.hex(), "address": link.peer}
         if link.identity is not None:
             subject = link.identity.subject
-            who = {"tenant": subject.tenant, "role": subject.role, "region": subject.region, "name": subject.name}
-            who["fingerprint"] = link.identity.fingerprint
-        link._node._guard.write(event, link=link._session.link_id.hex(), address=link.peer, **who, **fields)
+            where |= {"tenant": subject.tenant, "role": subject.role, "region": subject.region, "name": subject.name}
+            where["fingerprint"] = link.identity.fingerprint
+        return where
 
     def offered(self, transfer: int, manifest: Manifest, direction: str) -> None:
         """A transfer was offered."""
         model = {"model": manifest.model.name, "revision": manifest.model.revision, "layout": manifest.model.layout}
         what = {"request": manifest.request_id, "residency": manifest.residency, **model}
-        self.note("offer", transfer=transfer, direction=direction, bytes=manifest.nbytes, **what)
+        size = {"bytes": manifest.nbytes, "tokens": manifest.tokens}
+        self.note("offer", transfer=transfer, direction=direction, **size, **what)
 
     def ended(self, transfer: Transfer, direction: str) -> None:
         """A transfer that had been granted, or was to be granted here, is over."""

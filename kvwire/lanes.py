@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from kvwire import sockets, wire
 from kvwire._ext.lanes import FAULTS, TAG_FAILURE, EngineLink
-from kvwire.errors import Closed, IntegrityError, LimitExceeded
+from kvwire.errors import Closed, IntegrityError, LimitExceeded, LocalError
 
 if TYPE_CHECKING:
     from kvwire.link import Link
@@ -29,8 +29,8 @@ class Lanes:
     def __init__(self, link: Link, engine_link: EngineLink) -> None:
         self._link = link
         self._engine_link = engine_link
-        self._epochs: dict[tuple[int, int], tuple[int, int]] = {}  # by lane and incarnation, as the log knows them
-        self._noted_at = -NOTE_S
+        # By lane and incarnation: the epochs that the log knows, and since when.
+        self._epochs: dict[tuple[int, int], tuple[tuple[int, int], float]] = {}
         self.faults: deque[float] = deque(maxlen=LANE_FAULTS)  # when lanes went wrong
         self.congestion: dict[int, str] = {}
 
@@ -45,6 +45,8 @@ class Lanes:
     def add(self, sock: socket.socket, lane: int, incarnation: int, keys: wire.LaneSecrets | None) -> None:
         """Hand a joined socket to the engine."""
         try:
+            if (keys is None) != self._link.config.plain:  # never: what was to be sealed would leave in the clear
+                raise LocalError("a lane without keys on a sealed link, or with keys on a plain one")
             congestion = sockets.tune_lane(sock, self._link.config)
             self._engine_link.add_lane(sock.detach(), lane, incarnation, keys)
         except BaseException as error:
@@ -68,9 +70,9 @@ class Lanes:
             if link.closed:
                 continue
             link._session.lane_closed(now, lane, incarnation, reason, acked)
-            if code == TAG_FAILURE:
-                link.journal.note("tag_failure", lane=lane, incarnation=incarnation)
             if code in FAULTS:
+                event = "tag_failure" if code == TAG_FAILURE else "lane_fault"
+                link.journal.note(event, lane=lane, incarnation=incarnation, reason=reason)
                 self.faults.append(now)
                 if len(self.faults) == LANE_FAULTS and now - self.faults[0] < FAULTS_S:
                     link._lose(IntegrityError(f"{LANE_FAULTS} lanes to {link.peer} went wrong, the last by {reason}"))
@@ -80,14 +82,13 @@ class Lanes:
     def note_keys(self) -> None:
         """Have it logged where a lane goes on with another key: once a second, should a peer do so all the time."""
         now = time.monotonic()
-        if now < self._noted_at + NOTE_S:
-            return
         for stats in self._engine_link.lane_stats():
             lane, incarnation = stats["lane"], stats["incarnation"]
             epochs = stats["sent_epoch"], stats["received_epoch"]
-            before = self._epochs.get((lane, incarnation), (1, 1))
-            self._epochs[lane, incarnation] = epochs
+            before, noted_at = self._epochs.get((lane, incarnation), ((1, 1), -NOTE_S))
+            if epochs == before or now < noted_at + NOTE_S:
+                continue
+            self._epochs[lane, incarnation] = epochs, now
             for direction, old, new in zip(("out", "in"), before, epochs, strict=True):
                 if new > old:
-                    self._noted_at = now
                     self._link.journal.note("rekey", lane=lane, incarnation=incarnation, direction=direction, epoch=new)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import Mapping
 from copy import copy
@@ -19,7 +18,7 @@ from kvwire._ext.lanes import EngineLink
 from kvwire.control import Stream
 from kvwire.dialler import Dialler
 from kvwire.driver import Driver
-from kvwire.errors import Closed, KvwireError, LimitExceeded, NotAllowed, ProtocolError, SpecError
+from kvwire.errors import Closed, KvwireError, LimitExceeded, NotAllowed, PolicyError, ProtocolError, SpecError
 from kvwire.incoming import Incoming
 from kvwire.journal import Journal
 from kvwire.lanes import Lanes
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
     from kvwire._ext.lanes import LaneStats
     from kvwire.node import Node
     from kvwire.security import Peer
-
-log = logging.getLogger("kvwire")
 
 
 class Link(Driver):
@@ -111,7 +108,11 @@ class Link(Driver):
         """
         await self._greeting()
         check_source(manifest, source)
-        self._node._guard.check_sending(self.identity, manifest)
+        try:
+            self._node._guard.check_sending(self.identity, manifest)
+        except PolicyError as error:
+            self.journal.refused(0, "out", str(error))
+            raise
         config = self.config
         transfer = self._session.offer(
             time.monotonic(),
@@ -216,8 +217,7 @@ class Link(Driver):
 
     def _send_grant(self, incoming: Incoming, grant: Grant) -> None:
         self._session.grant(time.monotonic(), incoming.transfer_id, grant)
-        self._node._guard.granted(self.identity, incoming._counted_bytes, incoming._bytes)
-        incoming._counted_bytes = incoming._bytes
+        self._node._guard.granted(self.identity, incoming)
         self.journal.note("grant", transfer=incoming.transfer_id, direction="in", bytes=incoming._bytes)
         self._node._watch(incoming._handle, incoming._engine_changed)
         self._pump()
@@ -242,7 +242,7 @@ class Link(Driver):
         if transfer._handle is not None:
             self._node._unwatch(transfer._handle)
         if isinstance(transfer, Incoming):
-            self._node._guard.offer_over(self.identity, transfer._counted_bytes)
+            self._node._guard.over(self.identity, transfer)
         self.journal.ended(transfer, "in" if isinstance(transfer, Incoming) else "out")
         if self._forget(transfer) and not self.closed and transfer.state == "committed":
             self._session.transfer_done(transfer.transfer_id)
@@ -280,6 +280,8 @@ class Link(Driver):
                 if not self._greeted.done():
                     self._greeted.set_result(None)
                 self.journal.note("link_up", mode="plain" if self.identity is None else "sealed")
+                if self._dialler is not None:
+                    self._dialler.want()
             case wire.Ticket():
                 if self._dialler is not None:
                     self._dialler.take(event)
@@ -287,6 +289,8 @@ class Link(Driver):
                 self._lanes.issue_tickets(event.count)
             case wire.Offered():
                 self._offered(event)
+            case wire.Declined():
+                self.journal.refused(event.transfer, "in", event.reason)
             case wire.Granted():
                 self._granted(event.transfer, event.grant)
             case wire.Refused() | wire.OfferTimedOut() | wire.TransferTimedOut() | wire.Dropped():
@@ -297,6 +301,7 @@ class Link(Driver):
             case wire.Suspended():
                 self._suspend()
             case wire.Resumed():
+                self.journal.note("link_resumed")
                 if self._dialler is not None:
                     self._dialler.resumed()
             case wire.Restarted():
@@ -349,7 +354,7 @@ class Link(Driver):
         try:
             self._node._guard.admit_offer(self.identity, event.manifest)
         except NotAllowed as error:
-            self.journal.note("policy_refused", transfer=event.transfer, reason=str(error))
+            self.journal.refused(event.transfer, "in", str(error))
             with contextlib.suppress(Closed):  # it may have been given up in the same breath
                 self._session.refuse(time.monotonic(), event.transfer, "refused", "")
             return

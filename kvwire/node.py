@@ -269,14 +269,16 @@ class Node:
             self._by_id[link_id] = link
         return link
 
-    def _has_room(self) -> bool:
-        """Whether one more link may be made. For that a link may end whose dialler may never come back, if it carries
-        nothing: a stranger must not fill the table with hand-shakes."""
-        if len(self._links) < self.config.max_links:
+    def _has_room(self, who: Peer | None) -> bool:
+        """Whether this peer may have one more link. For that one of its tenant's may end whose dialler may never come
+        back, if it carries nothing: a stranger must not fill the table with hand-shakes."""
+        tenant = "" if who is None else who.subject.tenant
+        same = [link for link in self._links if link.tenant == tenant]
+        if len(self._links) < self.config.max_links and len(same) < self._guard.most_links(who):
             return True
-        for link in self._links:
+        for link in same:
             if link.suspended and link._dialler is None and not link.busy:
-                link._lose(LinkLost(f"{self.config.max_links} links are up, and this one is suspended and idle"))
+                link._lose(LinkLost("there is no room for another link, and this one is suspended and idle"))
                 return True
         return False
 
@@ -314,10 +316,13 @@ class Node:
         """Every second; ends the links of those whose certificates have been revoked."""
         while True:
             await asyncio.sleep(REFRESH_S)
-            self._guard.refresh()
-            for link in list(self._links):
-                if self._guard.revoked(link.identity):
-                    link._lose(AuthenticationFailed(f"the certificate of {link.identity} is revoked"))
+            try:
+                self._guard.refresh()
+                for link in list(self._links):
+                    if self._guard.revoked(link.identity):
+                        link._lose(AuthenticationFailed(f"the certificate of {link.identity} is revoked"))
+            except Exception:  # a bug; revocation must outlive it
+                log.exception("while looking at the identity")
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
@@ -334,6 +339,8 @@ def _guard(config: Config, identity: Identity | None, policy: Policy | None, aud
         raise ConfigError(f"config is {type(config).__name__}; expected kvwire.Config")
     if config.plain and identity is not None:
         raise ConfigError("a plain node has no identity", hint="leave identity out, or Config.plain")
+    if config.plain and policy is not None:
+        raise ConfigError("a plain node knows nobody, so it can hold nobody against a policy", hint="leave policy out")
     if not config.plain and identity is None:
         raise ConfigError(
             "a node needs an identity",

@@ -14,30 +14,28 @@ if TYPE_CHECKING:
     from kvwire.outgoing import Outgoing
 
 REMEMBERED = 4096
-"""Outcomes that a node keeps."""
+"""Outcomes that a node keeps of each tenant."""
 
 
 class Outcomes:
     """What a node knows, of the transfers that were offered to it."""
 
     def __init__(self) -> None:
-        self._gone: dict[tuple[bytes, int], tuple[str, str]] = {}  # the latest: tenant and outcome
+        self._gone: dict[str, dict[tuple[bytes, int], str]] = {}  # by tenant, the latest
 
     def keep(self, link: Link) -> None:
         """The link ends."""
-        link_id, tenant = link._session.link_id, link.tenant
-        self._gone |= {(link_id, transfer): (tenant, outcome) for transfer, outcome in link.outcomes().items()}
-        for key in list(self._gone)[: max(0, len(self._gone) - REMEMBERED)]:
-            del self._gone[key]
+        mine, link_id = self._gone.setdefault(link.tenant, {}), link._session.link_id
+        mine |= {(link_id, transfer): outcome for transfer, outcome in link.outcomes().items()}
+        for key in list(mine)[: max(0, len(mine) - REMEMBERED)]:
+            del mine[key]
 
     def of(self, tenant: str, link: Link | None, link_id: bytes, transfer: int) -> str:
         """What became of one, over `link` if that is still there. "unknown" also while it is under way, and for another
         tenant than the one that offered it."""
-        if link is not None:
-            owner, outcome = link.tenant, link.outcomes().get(transfer, "unknown")
-        else:
-            owner, outcome = self._gone.get((link_id, transfer), ("", "unknown"))
-        return outcome if owner == tenant else "unknown"
+        if link is None:
+            return self._gone.get(tenant, {}).get((link_id, transfer), "unknown")
+        return link.outcomes().get(transfer, "unknown") if link.tenant == tenant else "unknown"
 
 
 class Questions:

@@ -20,6 +20,8 @@ MAX_NAME_BYTES = 256
 MAX_GROUPS = 64
 MAX_LAYERS = 1024
 """Most layers in one group."""
+MAX_SEGMENTS = 4096
+"""Most layers of all groups of a manifest together."""
 MAX_PARTS = 16
 MAX_BLOCKS = 1 << 20
 """Most blocks in one group: 16 Mi tokens at 16 tokens a block."""
@@ -347,6 +349,8 @@ class Manifest:
         _check_int("tokens", self.tokens, 1, 1 << 40)
         if not isinstance(self.groups, tuple) or not 1 <= len(self.groups) <= MAX_GROUPS:
             raise SpecError(f"a manifest has 1 to {MAX_GROUPS} groups, in a tuple")
+        if sum(len(group.spec.layers) for group in self.groups) > MAX_SEGMENTS:
+            raise SpecError(f"the groups of a manifest have more than {MAX_SEGMENTS} layers together")
         if len({group.spec.name for group in self.groups}) != len(self.groups):
             raise SpecError("two groups of a manifest have the same name")
         for group in self.groups:

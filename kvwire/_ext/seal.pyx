@@ -14,7 +14,7 @@ bytes or less is one HMAC(chain, info || 0x01)):
 The sequence is the lane's and direction's, and a new key does not reset it: a nonce comes once under all keys of a
 chain. Whoever seals goes on to the next epoch before a frame when the key has done its bytes, its frames or its time.
 Whoever opens takes epoch e, or e + 1 and goes on with it once a tag was valid. Keys and chains that are done with are
-wiped, so that what a process holds opens nothing of the past.
+wiped: what is left here opens nothing of the past.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize

@@ -31,6 +31,7 @@ from kvwire.version import __version__
 EVENTS = {
     "open": "a process has opened the log; `software`, and `torn` bytes were put aside",
     "link_up": "a peer is on a link: who it is, from where, and `mode` (sealed or plain)",
+    "link_resumed": "the connection was lost, and the peer is back: from where, and with which certificate",
     "link_refused": "a connection was turned away, `reason` says exactly why",
     "link_down": "a link is gone for good",
     "offer": "a transfer was offered, `direction` out or in",
@@ -39,6 +40,7 @@ EVENTS = {
     "abort": "it is over and not complete",
     "policy_refused": "the policy, or a quota, did not allow what `reason` says",
     "tag_failure": "a frame's tag was wrong, and its lane was ended",
+    "lane_fault": "a frame was wrong in another way that `reason` says, and its lane was ended",
     "rekey": "a lane's `direction` goes on with the key of `epoch`",
     "lost": "`count` events could not be written before this one",
     "closed": "the process has closed the log",

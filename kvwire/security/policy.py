@@ -18,11 +18,14 @@ class Quota:
     transfers: int | None = None
     """Transfers it has offered that are not over."""
 
+    links: int | None = None
+    """Links to this node."""
+
     lanes: int | None = None
     """Lanes, over all its links."""
 
     bytes: int | None = None
-    """Bytes of those transfers: what is on offer until it is granted, then what was granted."""
+    """Bytes of those transfers, attachments as 64 KiB: what is on offer until it is granted, then what was granted."""
 
     def __post_init__(self) -> None:
         for each in fields(self):

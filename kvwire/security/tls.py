@@ -57,11 +57,14 @@ class Tls:
         return self._outgoing.read()
 
     def receive(self, data: bytes) -> bytes:
-        """What the peer has said in these bytes. LinkLost where they are not what it sent, or it hung up on us."""
+        """What the peer has said in these bytes. LinkLost where they are not what it sent, or it says that it ends."""
         self._incoming.write(data)
         said = bytearray()
         try:
-            while part := self._tls.read(READ_BYTES):
+            while True:
+                part = self._tls.read(READ_BYTES)
+                if not part:  # OpenSSL reads nothing any more, and what still comes would only be kept
+                    raise LinkLost("the peer closed the connection without a good-bye")
                 said += part
         except ssl.SSLWantReadError:
             pass

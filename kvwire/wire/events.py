@@ -32,6 +32,15 @@ class Offered(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Declined(Event):
+    """An offer of the peer's was refused without asking: it does not fit, or there are too many."""
+
+    transfer: int
+    manifest: Manifest
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Granted(Event):
     """The peer wants these blocks of an offer of ours."""
 

@@ -39,8 +39,8 @@ RESUMED_BYTES = 16
 
 
 def clip(reason: str) -> str:
-    """A reason as it may travel: short, and nothing that UTF-8 cannot carry."""
-    return reason[:REASON_CHARS].encode(errors="replace").decode()
+    """A reason as it may travel: short, a single line, and nothing that UTF-8 cannot carry."""
+    return "".join(c if c.isprintable() else "?" for c in reason[:REASON_CHARS])
 
 
 def _offer(peer: schema.Hello, transfer: int, manifest: Manifest, deadline_s: float, klass: int) -> bytes:
@@ -115,14 +115,14 @@ class Exchange(ABC):
         """Decline an offer. Closed where it is over, granted or given up."""
         self._open()
         self._incoming.step(now, transfer, "refuse")
-        self._send(schema.Refuse(transfer, code, clip(reason)))
+        self._send(schema.Refuse(transfer, code, self._told(reason)))
 
     def abort(self, now: float, transfer: int, code: str, reason: str) -> None:
         """Give a transfer up, whichever side offered it. Nothing happens if it is over or given up already."""
         table = self._table(transfer)
         if table.may(transfer, "abort"):
             table.step(now, transfer, "abort")
-            self._send(schema.Abort(transfer, code, clip(reason)))
+            self._send(schema.Abort(transfer, code, self._told(reason)))
             if self.state is not states.Session.OPEN:  # nobody is there to drain; RESUME and LEDGER will tell
                 table.step(now, transfer, "lose")
 
@@ -187,7 +187,9 @@ class Exchange(ABC):
         refusal = self._refusal(manifest)
         if refusal is not None:
             self._incoming.refuse(message.transfer)
-            self._send(schema.Refuse(message.transfer, *(refusal if self._frank else ("refused", ""))))
+            code, reason = refusal
+            self._send(schema.Refuse(message.transfer, code if self._frank else "refused", self._told(reason)))
+            self._events.append(events.Declined(message.transfer, manifest, reason))
             return
         due = now + message.deadline_s
         self._incoming.add(message.transfer, manifest, due, message.deadline_s, message.klass)
@@ -377,6 +379,10 @@ class Exchange(ABC):
         if self.state is states.Session.CLOSED or self.peer is None:
             raise Closed(f"the session is {self.state.value}")
         return self.peer
+
+    def _told(self, reason: str) -> str:
+        """As much of it as is the peer's business."""
+        return clip(reason) if self._frank else ""
 
     def _mine(self, transfer: int) -> bool:
         return bool(transfer & 1) is self._dialler

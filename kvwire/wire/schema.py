@@ -34,8 +34,8 @@ def integer(low: int, high: int) -> Check:
 
 
 def text(most: int) -> Check:
-    """A str of at most `most` characters."""
-    return lambda value: isinstance(value, str) and len(value) <= most
+    """A str of at most `most` printable characters: it may end up in a log, or on a terminal."""
+    return lambda value: isinstance(value, str) and len(value) <= most and value.isprintable()
 
 
 def blob(*sizes: int) -> Check:

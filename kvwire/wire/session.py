@@ -103,7 +103,7 @@ class Session(Exchange):
         if self._closed or self.state is states.Session.SUSPENDED:
             return
         if self.peer is None or not self._config.resume_timeout_s:
-            refused = self.role == "dialler" and self._agreement is not None and self._heard is None
+            refused = self.role == "dialler" and self._suite == SEALED_SUITE and self._heard is None
             self._close("fail", unheard(error) if refused and self.peer is None else error)
             return
         if self.state is states.Session.OPEN:
@@ -147,7 +147,7 @@ class Session(Exchange):
         if self._closed:
             return None
         if self.state is states.Session.OPEN:
-            return min(self._ping_due, self._next_due())
+            return min(self._ping_due, self._tickets.next_due(), self._next_due())
         if self.peer is None:
             return self._greeting_due
         greeting = self._greeting_due if self._greeting else math.inf
@@ -164,6 +164,8 @@ class Session(Exchange):
             return
         self._expire(now)
         if self.state is states.Session.OPEN:
+            for lane, incarnation in self._tickets.take_unused(now):
+                self._send(schema.LaneClosed(lane, incarnation, "nobody used its ticket in time", 0))
             if now >= self._ping_due:
                 # No answer is no death: a peer whose Python stands still is alive. What a ping does is to give the
                 # kernel something that it must see acknowledged (TCP_USER_TIMEOUT).
@@ -213,6 +215,7 @@ class Session(Exchange):
 
     def use_ticket(self, ticket: events.Ticket, random: bytes) -> tuple[bytes, LaneSecrets | None]:
         """What a lane says first to join with this ticket, and its secrets. `random`: 32 random bytes."""
+        self._open()
         lane, incarnation = ticket.lane, ticket.incarnation
         join = join_bytes(self.link_id, lane, incarnation, random, ticket.random, self._join_secret)
         return join, None if self._keys is None else self._keys.lane(lane, incarnation, ticket.random, random)
@@ -229,7 +232,7 @@ class Session(Exchange):
         """Say good-bye and end the session."""
         del now
         if not self._closed:
-            self._send(schema.Goodbye("closed", clip(reason)))
+            self._send(schema.Goodbye("closed", self._told(reason)))
             self._close("close", Closed(f"the session was closed: {reason}"))
 
     # --- messages -------------------------------------------------------------------------------------------------
@@ -316,6 +319,7 @@ class Session(Exchange):
             ours = schema.encode(self._hello)[schema.LENGTH_BYTES :]
             randoms = self._hello.random, hello.random
             self._keys = self._agreement.agree(ours, self._reader.body, *randoms, hello.share)
+            self._agreement = None  # its private key is of no more use, and of some to a thief
             self.state = states.SESSION[self.state, "recv sealed hello"]
             self._send(schema.Finished(self._keys.finished(self.role)))
         if self.role == "acceptor":
@@ -368,7 +372,11 @@ class Session(Exchange):
 
     @property
     def _join_secret(self) -> bytes:
-        return NO_JOIN_SECRET if self._keys is None else self._keys.join_secret
+        if self._keys is not None:
+            return self._keys.join_secret
+        if self._suite != PLAIN_SUITE:
+            raise Closed("the keys of this connection are not agreed on yet")
+        return NO_JOIN_SECRET
 
     def _send(self, message: schema.Message) -> None:
         # Whatever else there is to say when no connection is open, RESUME and LEDGER will say.
@@ -397,7 +405,7 @@ class Session(Exchange):
             self._out += data
 
     def _fail(self, error: ProtocolError) -> None:
-        self._send(schema.Goodbye("protocol", clip(str(error))))
+        self._send(schema.Goodbye("protocol", self._told(str(error))))
         self._close("fail", error)
 
     def _close(self, what: str, error: KvwireError) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from kvwire.errors import LimitExceeded, ProtocolError
 from kvwire.wire.preamble import Join, verify_join
 
@@ -19,13 +21,26 @@ class Tickets:
         self._incarnation: list[int] = []  # the newest, by lane
         self._taken: set[tuple[int, int]] = set()  # redeemed, and the lane not ended
         self._free: list[int] = []
+        self._unused: dict[tuple[int, int], float] = {}  # whose time is over, since when
 
     def out(self, now: float) -> int:
         """How many are out; the others are void from here on."""
-        for lane, incarnation in [key for key, (_, due) in self._out.items() if due < now]:
-            del self._out[lane, incarnation]
-            self._free.append(lane)
+        for key, due in [(key, due) for key, (_, due) in self._out.items() if due <= now]:
+            del self._out[key]
+            self._free.append(key[0])
+            self._unused[key] = due
         return len(self._out)
+
+    def next_due(self) -> float:
+        """When `take_unused` has something to give; infinity for never."""
+        return min([math.inf, *self._unused.values(), *(due for _, due in self._out.values())])
+
+    def take_unused(self, now: float) -> list[tuple[int, int]]:
+        """Those whose time is over, each once. Who believes that its lane is up has a connection that nobody holds."""
+        self.out(now)
+        unused = list(self._unused)
+        self._unused.clear()
+        return unused
 
     def issue(self, now: float, random: bytes) -> tuple[int, int]:
         """A ticket for a free lane: (lane, incarnation). LimitExceeded with too many out."""
@@ -51,16 +66,16 @@ class Tickets:
         if not random:
             raise ProtocolError(f"no ticket is out for lane {join.lane}, incarnation {join.incarnation}")
         verify_join(join, random, join_secret)
-        del self._out[key]
-        if now > due:
-            self._free.append(join.lane)
+        if now >= due:
             raise ProtocolError(f"the ticket for lane {join.lane} has expired")
+        del self._out[key]
         self._taken.add(key)
         return random
 
     def reset(self) -> None:
         """The link's connections are gone: no ticket is out, no lane is up. Incarnations go on rising."""
         self._out.clear()
+        self._unused.clear()
         self._taken.clear()
         self._free = list(range(len(self._incarnation)))
 

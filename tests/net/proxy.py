@@ -30,6 +30,7 @@ class Connection:
     there: socket.socket
     kind: Kind = "other"
     tasks: list["asyncio.Task[None]"] = field(default_factory=list)
+    latest: "dict[Way, asyncio.Task[None]]" = field(default_factory=dict)
     forwarded: dict[Way, int] = field(default_factory=lambda: {"up": 0, "down": 0})
 
 
@@ -42,6 +43,8 @@ class Proxy:
         self.accepted = 0
         self.rate_Bps: float | None = None
         """What passes in all, over all connections and both ways."""
+        self.delay_s = 0.0
+        """How long everything takes, each way, but TCP's own hand-shake."""
         self._flips: list[tuple[Kind, Way]] = []
         self._due = 0.0  # when what was let through so far has passed at that rate
         self._open = True
@@ -181,11 +184,25 @@ class Proxy:
                 if self.rate_Bps:
                     self._due = max(self._due, self._loop.time()) + len(data) / self.rate_Bps
                     await asyncio.sleep(self._due - self._loop.time())
-                await self._loop.sock_sendall(target, data)
+                if self.delay_s:
+                    before = connection.latest.get(way)
+                    connection.latest[way] = self._loop.create_task(self._send_later(target, data, before))
+                    connection.tasks.append(connection.latest[way])
+                else:
+                    await self._loop.sock_sendall(target, data)
                 connection.forwarded[way] += len(data)
+            if way in connection.latest:
+                await connection.latest[way]
             target.shutdown(socket.SHUT_WR)
         except OSError:
             self._end(connection, abrupt=True)
+
+    async def _send_later(self, target: socket.socket, data: bytes, before: "asyncio.Task[None] | None") -> None:
+        await asyncio.sleep(self.delay_s)
+        if before is not None:
+            await before
+        with contextlib.suppress(OSError):  # whoever reads from there meets it too
+            await self._loop.sock_sendall(target, data)
 
     def _end(self, connection: Connection, *, abrupt: bool) -> None:
         if connection not in self.connections:

@@ -5,7 +5,7 @@ import contextlib
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -259,3 +259,34 @@ async def test_a_greeting_that_is_none(greeting: str, tmp_path: Path) -> None:
         assert not node.links
         await server.over.wait()
     assert server.inside  # HELLO
+
+
+# --- two nodes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("plain", ["dialler", "acceptor"])
+async def test_one_plain_and_one_sealed(plain: str, tmp_path: Path) -> None:
+    """Both must ask for plain: nobody is talked down to it."""
+    sealed, dialling_plain = Config(), plain == "dialler"
+    with logged(tmp_path / "log") as log:
+        server = await kit.serve(config=replace(sealed, plain=not dialling_plain), audit=log.audit)
+        async with server, await kit.start(replace(sealed, plain=dialling_plain)) as node:
+            with pytest.raises(ModeMismatch, match=r"Config\.plain has to be the same on both"):
+                await node.connect("127.0.0.1", server.port)
+            assert not server.links
+            assert not node.links
+        ((kind, _),) = log.refusals()
+        assert kind == "ModeMismatch"
+
+
+async def test_who_is_refused_is_told_that_it_may_be_its_certificate(tmp_path: Path) -> None:
+    with logged(tmp_path / "there") as there, logged(tmp_path / "here") as here:
+        server = await kit.serve(audit=there.audit)
+        either = Policy(tenants={"acme", "globex"})
+        async with server, await kit.start(identity=kit.keys("globex"), policy=either, audit=here.audit) as node:
+            with pytest.raises(AuthenticationFailed, match="may not believe this node's certificate, or not allow it"):
+                await node.connect("127.0.0.1", server.port)
+            assert not node.links
+        assert there.refusals() == [("NotAllowed", "tenant globex is not this node's, acme")]
+        ((kind, _),) = here.refusals()
+        assert kind == "AuthenticationFailed"

@@ -99,7 +99,7 @@ class Nemesis:
     def peace(self) -> None:
         """Everything works again, as far as it is still there."""
         self.net.on_control = None
-        self.net.on_lane = _nothing
+        self.net.on_lane = None
         for trouble in self.world.troubles:
             if trouble.heals:
                 trouble.until = min(trouble.until, self.world.clock.now)
@@ -146,7 +146,7 @@ class Nemesis:
             end.fail(errno.ECONNRESET)
 
     def finish(self, victim: Connection) -> None:
-        """An end of the stream that nobody sent: behind what is on its way, in one direction or both."""
+        """An end of the stream that nobody sent, behind what is on its way, in one direction or both."""
         self._fault(victim, "finished")
         for end in self.rng.sample(victim.ends, self.rng.randint(1, 2)):
             end.flow.finish()
@@ -367,7 +367,7 @@ class Nemesis:
             self.later(0.0, partial(self._forge, lane))
             left -= 1
             if not left:
-                self.net.on_lane = _nothing
+                self.net.on_lane = None
 
         self.net.on_lane = on_lane
         if self.rng.random() < 0.8:  # so that there will be one
@@ -377,10 +377,6 @@ class Nemesis:
     def _forge(self, lane: Connection) -> None:
         process = self.rng.choice(self.world.living())
         process.spawn(forge, process, lane, random.Random(self.rng.random()))
-
-
-def _nothing(_: Connection) -> None:
-    """What is done to most."""
 
 
 BLOWS = {

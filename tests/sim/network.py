@@ -161,7 +161,7 @@ class Connection:
         net = self.ends[0].flow.net
         if self.kind == "control" and net.on_control is not None:
             net.on_control(self)
-        if self.kind == "lane" and not self.uninvited:
+        if self.kind == "lane" and net.on_lane is not None and not self.uninvited:
             net.on_lane(self)
 
     @property
@@ -251,7 +251,7 @@ class Network:
         self._fd = 1000
         self.on_control: Callable[[Connection], None] | None = None
         """Called with each connection whose first bytes say that it is a control connection."""
-        self.on_lane: Callable[[Connection], object] = lambda _: None
+        self.on_lane: Callable[[Connection], None] | None = None
         """Called with each lane that a node dials, before its first bytes leave."""
         self.on_damage: Callable[[Connection], object] = lambda _: None
         """Called as a bit of this connection is changed."""

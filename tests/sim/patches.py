@@ -28,6 +28,7 @@ from tests.sim.links import SimLink
 from tests.sim.transfers import SimInTransfer, SimOutTransfer
 
 ON_LOOP, ELSEWHERE = 1, 2
+OF_OS = ("strerror", "devnull", "O_RDONLY", "getpid")
 
 
 def _now_s() -> float:
@@ -93,7 +94,7 @@ def simulated(rng: random.Random, counts: Counter[str]) -> Iterator[None]:
         (secrets, SimpleNamespace(token_bytes=rng.randbytes)),
         (threading, SimpleNamespace(Lock=threading.Lock, get_ident=_thread)),
         (socket, sockets.module()),
-        (os, SimpleNamespace(open=_open, close=_close, strerror=os.strerror, devnull=os.devnull, O_RDONLY=os.O_RDONLY)),
+        (os, SimpleNamespace(open=_open, close=_close, **{name: getattr(os, name) for name in OF_OS})),
         (engine.Engine, SimEngine),
         (lanes.EngineLink, SimEngineLink),
         (outgoing.OutTransfer, SimOutTransfer),

@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from dataclasses import dataclass
 
+from kvwire.wire.tickets import TICKET_VALID_S
 from kvwire.wire.transfers import DRAIN_S
 from tests.sim.clock import Livelock
 from tests.sim.history import EXACT, LASTING, History, Violation
@@ -90,9 +91,11 @@ def _play(world: World) -> None:
     nemesis.peace()
     if not _wait_for_users(world):
         return
-    # What is still on its way to an end: a half-open connection, a link whose peer is gone, a DRAINED that nobody owes.
+    # What is still on its way to an end: a half-open connection, a link whose peer is gone, a DRAINED that nobody owes,
+    # a lane that the other side gave up before it read the JOIN.
     config = world.config
-    settled_s = config.ping_interval_s + config.tcp_user_timeout_s + max(DRAIN_S, config.resume_timeout_s)
+    longest_s = max(DRAIN_S, TICKET_VALID_S, config.resume_timeout_s)
+    settled_s = config.ping_interval_s + config.tcp_user_timeout_s + longest_s
     world.clock.run(lambda: False, settled_s + 2.0)
     for process in world.living():
         verdict.on_tables(process)

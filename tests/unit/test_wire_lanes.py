@@ -8,7 +8,7 @@ from kvwire import LimitExceeded, LocalError, ProtocolError
 from kvwire.wire import JOIN_BYTES, events, parse_join
 from kvwire.wire.preamble import Join, join_bytes
 from kvwire.wire.tickets import MAX_TICKETS, TICKET_VALID_S, Tickets
-from tests.unit.wire_pair import Pair, only
+from tests.unit.wire_pair import Pair, drain, only
 
 
 def join(lane: int, incarnation: int, secret: bytes = b"s" * 32) -> Join:
@@ -23,16 +23,16 @@ def test_ticket_is_good_once() -> None:
             tickets.redeem(0.0, join(lane, incarnation), b"")
     with pytest.raises(ProtocolError, match="MAC"):
         tickets.redeem(0.0, join(*ticket, b"x" * 32), b"")  # and the ticket is still good
-    tickets.redeem(TICKET_VALID_S, join(*ticket), b"")
+    tickets.redeem(TICKET_VALID_S - 1, join(*ticket), b"")
     with pytest.raises(ProtocolError):
-        tickets.redeem(TICKET_VALID_S, join(*ticket), b"")
+        tickets.redeem(TICKET_VALID_S - 1, join(*ticket), b"")
 
 
 def test_ticket_expires_and_its_lane_is_used_again() -> None:
     tickets = Tickets()
     lane, incarnation = tickets.issue(0.0, b"s" * 32)
     with pytest.raises(ProtocolError, match="expired"):
-        tickets.redeem(TICKET_VALID_S + 0.001, join(lane, incarnation), b"")
+        tickets.redeem(TICKET_VALID_S, join(lane, incarnation), b"")
     assert tickets.issue(TICKET_VALID_S + 1, b"s" * 32) == (lane, incarnation + 1)
     assert tickets.issue(TICKET_VALID_S + 1, b"s" * 32) == (lane + 1, 1)
     with pytest.raises(ProtocolError):
@@ -58,7 +58,7 @@ def test_tickets_out_at_once() -> None:
     given = [tickets.issue(0.0, b"s" * 32) for _ in range(MAX_TICKETS)]
     assert len({lane for lane, _ in given}) == MAX_TICKETS
     with pytest.raises(LimitExceeded):
-        tickets.issue(TICKET_VALID_S, b"s" * 32)
+        tickets.issue(TICKET_VALID_S - 1, b"s" * 32)
     tickets.redeem(0.0, join(*given[5]), b"")
     tickets.issue(0.0, b"s" * 32)
 
@@ -77,6 +77,41 @@ def test_lanes() -> None:
     assert only(pair.acceptor, events.LaneClosed) == events.LaneClosed(lane, incarnation, "lost", 7)
     pair.acceptor.lane_closed(pair.now, lane, incarnation, "lost", 7)
     assert pair.acceptor.issue_ticket(pair.now, b"s" * 32) == (lane, incarnation + 1)
+
+
+def test_the_dialler_hears_of_a_ticket_that_nobody_used() -> None:
+    """It may believe that the lane is up: that the acceptor has given the hand-shake up may be lost on its way."""
+    pair = Pair()
+    used, unused = (pair.acceptor.issue_ticket(pair.now, b"s" * 32) for _ in range(2))
+    pair.exchange()
+    drain(pair.dialler)
+    pair.acceptor.redeem_ticket(pair.now, join(*used))
+    due = pair.now + TICKET_VALID_S
+    while pair.now < due:
+        pair.now = pair.acceptor.next_timer() or due
+        pair.acceptor.handle_timer(pair.now)
+    assert pair.now == due
+    pair.exchange()
+    assert only(pair.dialler, events.LaneClosed).lane == unused[0]
+    pair.tick(TICKET_VALID_S)
+    pair.exchange()
+    assert not drain(pair.dialler)
+    assert pair.acceptor.issue_ticket(pair.now, b"s" * 32) == (unused[0], unused[1] + 1)
+
+
+def test_an_unused_ticket_is_told_of_whoever_found_it() -> None:
+    """Another one was wanted just then, or its lane came too late."""
+    pair = Pair()
+    lane, incarnation = pair.acceptor.issue_ticket(pair.now, b"s" * 32)
+    pair.now += TICKET_VALID_S
+    with pytest.raises(ProtocolError, match="expired"):
+        pair.acceptor.redeem_ticket(pair.now, join(lane, incarnation))
+    assert pair.acceptor.issue_ticket(pair.now, b"s" * 32) == (lane, incarnation + 1)
+    assert (pair.acceptor.next_timer() or 0.0) <= pair.now
+    pair.acceptor.handle_timer(pair.now)
+    pair.exchange()
+    closed = [event for event in drain(pair.dialler) if isinstance(event, events.LaneClosed)]
+    assert [(event.lane, event.incarnation) for event in closed] == [(lane, incarnation)]
 
 
 def test_lane_calls_of_the_wrong_side() -> None:

@@ -176,7 +176,46 @@ def test_other_model_names_both(acceptor_models: tuple[ModelTag, ...]) -> None:
     assert type(refused.error) is ModelMismatch
     for tag in (MANIFEST.model, *acceptor_models):
         assert f"{tag.name} revision {tag.revision}" in str(refused.error)
-    assert not drain(pair.acceptor)
+    assert only(pair.acceptor, events.Declined).transfer == transfer
+
+
+def test_another_tenant_is_not_told_why() -> None:
+    """Not by a refusal, an abort, nor a good-bye; this side knows."""
+    pair = Pair(acceptor=Config(max_message_bytes=65536, models=(ModelTag("secret"),)))
+    pair.acceptor._frank = False
+    pair.offer()
+    pair.exchange()
+    refused = only(pair.dialler, events.Refused)
+    assert type(refused.error) is OfferRefused
+    assert str(refused.error) == "offer refused: the receiver does not want it"
+    assert "secret" in only(pair.acceptor, events.Declined).reason
+    for give_up in ("refuse", "abort"):
+        model = ModelTag("secret")
+        transfer = pair.offer(make_manifest(give_up, model=model))
+        pair.exchange()
+        only(pair.acceptor, events.Offered)
+        getattr(pair.acceptor, give_up)(pair.now, transfer, "refused", "block 6 is another")
+        pair.exchange()
+        assert "block 6" not in repr(drain(pair.dialler))
+    pair.acceptor.close(pair.now, "your certificate is revoked")
+    pair.exchange()
+    assert "revoked" not in repr(drain(pair.dialler))
+
+
+@pytest.mark.parametrize("reason", ["two\nlines", "\x1b[31mred", "nul\0", "\ud800"])
+def test_reasons_are_single_lines(reason: str) -> None:
+    """What a peer says may end up in a log, or on a terminal."""
+    pair = Pair()
+    transfer = pair.offer()
+    pair.exchange()
+    drain(pair.acceptor)
+    pair.acceptor.refuse(pair.now, transfer, "refused", reason)
+    pair.exchange()
+    assert str(only(pair.dialler, events.Refused).error).isprintable()
+    if reason != "\ud800":
+        said = frame({"t": "abort", "transfer": transfer, "code": "x", "reason": reason})
+        pair.dialler.receive_data(pair.now, said)
+        broken(pair.dialler, "abort: reason")
 
 
 def test_layout_digest_that_does_not_fit() -> None:
@@ -184,6 +223,7 @@ def test_layout_digest_that_does_not_fit() -> None:
     pair.offer(make_manifest(model=ModelTag("m", layout="0" * 64)))
     pair.exchange()
     assert type(only(pair.dialler, events.Refused).error) is ModelMismatch
+    drain(pair.acceptor)
     pair.offer(make_manifest(model=ModelTag("m", layout=layout_digest(SPECS))))
     pair.exchange()
     only(pair.acceptor, events.Offered)
@@ -198,7 +238,9 @@ def test_too_many_transfers() -> None:
     greedy = [schema.Offer(99 + 2 * i, OFFER.manifest, 60.0, 1) for i in range(CONFIG.max_transfers + 1)]
     pair.exchange()
     pair.tell(pair.acceptor, *greedy)
-    assert len(drain(pair.acceptor)) == 2 * CONFIG.max_transfers
+    *offered, declined = drain(pair.acceptor)
+    assert len(offered) == 2 * CONFIG.max_transfers
+    assert isinstance(declined, events.Declined)
     (refusal,) = messages(pair.acceptor.data_to_send())
     assert isinstance(refusal, schema.Refuse)
     assert refusal.code == "busy"

@@ -17,6 +17,7 @@ from kvwire import Config, DType, GroupKind, GroupSpec, LinkLost, Manifest, Mode
 from kvwire.security.schedule import Agreement
 from kvwire.types import Grant
 from kvwire.wire import Role, Session, events, schema, states
+from kvwire.wire.keys import SEALED_SUITE
 from kvwire.wire.states import Transfer
 
 CONFIG = Config(max_message_bytes=65536, max_transfers=4, ping_interval_s=10.0, handshake_timeout_s=5.0)
@@ -284,6 +285,6 @@ def act(session: Session, now: float, what: str) -> None:
     elif what == "lose":
         session.lost(now, LinkLost("the cable is cut"))
     elif what == "resume":
-        session.resume(now, b"R" * 32, agreement("dialler") if session._agreement is not None else None)
+        session.resume(now, b"R" * 32, agreement("dialler") if session._suite == SEALED_SUITE else None)
     else:
         session.close(now, "done")

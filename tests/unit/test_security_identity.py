@@ -306,3 +306,20 @@ def test_tls_12_is_refused(pair: tuple[Path, Path], server: bool) -> None:
     ours = Identity.load(pair[1]).context(not server)
     with pytest.raises(ssl.SSLError, match=r"(?i)protocol|version"):
         handshake(*((ours, old) if server else (old, ours)))
+
+
+@pytest.mark.parametrize("group", ["ffdhe2048", "ffdhe8192", "prime256v1", "X448"])
+@pytest.mark.parametrize("server", [False, True])
+def test_another_group_is_refused(pair: tuple[Path, Path], server: bool, group: str) -> None:
+    """Before anything is computed: the larger ones cost 0.1 s of a core, and who asks has not said who it is."""
+    other = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    other.check_hostname = False
+    other.load_cert_chain(pair[0] / "identity.pem")
+    other.load_verify_locations(pair[0] / "ca.pem")
+    ours = Identity.load(pair[1]).context(not server)
+    ends = (ours, other) if server else (other, ours)
+    other.set_ecdh_curve("X25519")
+    handshake(*ends)
+    other.set_ecdh_curve(group)
+    with pytest.raises(ssl.SSLError, match=r"NO_SUITABLE_KEY_SHARE|NO_SHARED_GROUP"):
+        handshake(*ends)

@@ -20,6 +20,7 @@ from kvwire.security.certificates import (
     REVOKED,
     Certificate,
     check_key_fits,
+    check_leaf,
     check_time,
     parse_certificates,
     parse_key,
@@ -28,6 +29,7 @@ from kvwire.security.certificates import (
 from kvwire.security.pins import PINS, read_pins
 from kvwire.security.revocation import read_revoked
 from kvwire.security.subject import FORM, Peer, Subject
+from kvwire.security.vouching import vouches
 
 ALPN = "kvwire/1"
 GROUP = "X25519"
@@ -76,8 +78,8 @@ class Identity:
         self._paths = paths
         self._stamps = self._look()
         self._credentials = _read_credentials(paths)
-        # A certificate that a pinned one has issued passes OpenSSL while pins are trust anchors. Once they have been,
-        # a hand-shake of that time may still be on its way.
+        # While pins are trust anchors, that OpenSSL accepts a certificate does not mean that the CA stands behind it.
+        # Once they have been, a hand-shake of that time may still be on its way.
         self._pins_were_anchors = bool(self._credentials.pins)
         self._revoked = read_revoked(paths.revoked) if paths.has(paths.revoked) else frozenset()
         self._list_unusable = ""
@@ -140,8 +142,8 @@ class Identity:
     def identify(self, der: bytes) -> Peer:
         """Who the peer is whose leaf certificate this is, after a TLS handshake with `context`.
 
-        AuthenticationFailed where it is revoked, is neither pinned nor under the CA, or says nothing of kvwire's, and
-        for everybody while there is a revocation list that cannot be used.
+        AuthenticationFailed where it is revoked, is neither pinned nor under the CA, is a CA's own, or says nothing of
+        kvwire's, and for everybody while there is a revocation list that cannot be used.
         """
         fingerprint = sha256(der).hexdigest()
         if self._list_unusable:
@@ -155,12 +157,15 @@ class Identity:
             certificate = Certificate.from_der(der)
         except IdentityError as error:
             raise AuthenticationFailed(str(error)) from None
-        if self._pins_were_anchors and not any(map(certificate.is_issued_by, credentials.authorities)):
-            raise AuthenticationFailed(f"certificate {fingerprint} is not pinned, and the CA has not issued it")
+        if certificate.may_sign:  # name constraints are for what a CA issues: they say nothing of its own certificate
+            raise AuthenticationFailed(f"certificate {fingerprint} may sign others: it is a CA's and no node's")
         if certificate.subject is None:
             raise AuthenticationFailed(
                 f"certificate {fingerprint} is without kvwire's names; expected one SAN URI {FORM}"
             )
+        now = datetime.now(UTC)
+        if self._pins_were_anchors and not any(vouches(each, certificate, now) for each in credentials.authorities):
+            raise AuthenticationFailed(f"certificate {fingerprint} is not pinned, and the CA has not issued it")
         return Peer(certificate.subject, fingerprint)
 
     def revoked(self, fingerprint: str) -> bool:
@@ -211,6 +216,7 @@ def _read_credentials(paths: _Paths) -> _Credentials:
     own = parse_certificates(chain_pem, paths.certificate)[0]
     check_key_fits(parse_key(key_pem, paths.key), own, paths.key)
     check_time(own, paths.certificate, now)
+    check_leaf(own, paths.certificate)
     if own.subject is None:
         raise IdentityError(f"{paths.certificate} is without kvwire's names; expected one SAN URI {FORM}")
     authorities = read_authorities(paths.ca) if paths.has(paths.ca) else ()

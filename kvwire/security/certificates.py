@@ -185,7 +185,11 @@ def parse_key(pem: bytes, path: Path) -> PrivateKeyTypes:
 
 def check_key_fits(key: PrivateKeyTypes, certificate: Certificate, path: Path) -> None:
     """IdentityError where the key is not the certificate's."""
-    if key.public_key() != x509.load_der_x509_certificate(certificate.der).public_key():
+    try:
+        certified = x509.load_der_x509_certificate(certificate.der).public_key()
+    except _NOT_A_CERTIFICATE as error:
+        raise IdentityError(f"a certificate whose key cannot be read: {error}") from None
+    if key.public_key() != certified:
         raise IdentityError(f"the key in {path} is not that of the certificate")
 
 
@@ -302,7 +306,7 @@ def self_signed(
 
 def _write_trust(path: Path, pem: bytes) -> None:
     """The CA beside an identity. One that is there already stays: who is trusted is not for `issue` to change."""
-    if not path.exists():
+    if not files.is_there(path):
         files.write(path, pem, files.PUBLIC)
     elif files.read(path) != pem:
         raise IdentityError(f"{path} is another CA's", hint="choose another directory")
@@ -312,7 +316,7 @@ def _write_identity(where: Path, key: Ed25519PrivateKey, certificate: Certificat
     pem = certificate.pem.encode()
     files.write(where / IDENTITY, _key_pem(key) + pem, files.PRIVATE)
     files.write(where / CERTIFICATE, pem, files.PUBLIC)
-    if not (where / REVOKED).exists():
+    if not files.is_there(where / REVOKED):
         files.write(where / REVOKED, NO_LIST, files.PUBLIC)
 
 

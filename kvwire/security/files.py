@@ -18,8 +18,11 @@ MAX_FILE_BYTES = 16 << 20
 PRIVATE = 0o600
 PUBLIC = 0o644
 
-Stamp = tuple[int, int, int] | None
-"""What tells one state of a file from another; None where it cannot be looked at."""
+MAX_LINKS = 40
+"""In a row, as the kernel has it."""
+
+Stamp = tuple[int, ...]
+"""What tells one state of a file from another, be it that it cannot be looked at."""
 
 
 def stamp(path: Path) -> Stamp:
@@ -27,9 +30,20 @@ def stamp(path: Path) -> Stamp:
     set it back."""
     try:
         facts = os.stat(path)
-    except (OSError, ValueError):
-        return None
+    except (OSError, ValueError) as error:
+        return getattr(error, "errno", None) or 0, is_there(path)
     return facts.st_ctime_ns, facts.st_size, facts.st_ino
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is something of that name, be it a link to nothing, or what may not be looked at."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError):
+        return True
+    return True
 
 
 def read(path: Path, *, private: bool = False) -> bytes:

@@ -72,7 +72,7 @@ def pin(
     made = Pin(certificate, known)
     where = Path(directory)
     with files.key_directory(where):
-        present = read_pins(where / PINS) if (where / PINS).exists() else ()
+        present = read_pins(where / PINS) if files.is_there(where / PINS) else ()
         others = tuple(each for each in present if each.certificate.fingerprint != certificate.fingerprint)
         files.write(where / PINS, _text((*others, made)), files.PUBLIC)
     return made

@@ -84,7 +84,7 @@ class Identity:
         # While pins are trust anchors, that OpenSSL accepts a certificate does not mean that the CA stands behind it.
         # Once they have been, a hand-shake of that time may still be on its way.
         self._pins_were_anchors = bool(self._credentials.pins)
-        self._revoked = read_revoked(paths.revoked) if paths.has(paths.revoked) else frozenset()
+        self._revoked = _read_list(paths.revoked) if paths.has(paths.revoked) else frozenset()
 
     @classmethod
     def load(
@@ -196,7 +196,7 @@ class Identity:
             return False
         before = self._revoked, self._list_unusable
         try:  # a list that has vanished, too, cannot be read: it may have named anybody
-            self._revoked, self._list_unusable, self._list_stamp = read_revoked(self._paths.revoked), "", stamp
+            self._revoked, self._list_unusable, self._list_stamp = _read_list(self._paths.revoked), "", stamp
         except IdentityError as error:
             self._list_stamp, self._list_unusable = None, str(error)
             if self._list_unusable != before[1]:
@@ -219,6 +219,12 @@ class Identity:
         return True
 
 
+def _read_list(path: Path) -> frozenset[str]:
+    found = read_revoked(path)
+    files.check_kept(path)
+    return found
+
+
 def _read_credentials(paths: _Paths) -> _Credentials:
     key_pem = files.read(paths.key, private=True)
     chain_pem = key_pem if paths.certificate == paths.key else files.read(paths.certificate)
@@ -237,6 +243,9 @@ def _read_credentials(paths: _Paths) -> _Credentials:
         raise IdentityError(
             f"nobody is trusted: {paths.ca} is not there, and {paths.pins} pins nobody", hint="kvwire-keys pin"
         )
+    # What was read counts only if nobody else can have put it there.
+    for path in (paths.certificate, paths.key, *filter(paths.has, (paths.ca, paths.pins))):
+        files.check_kept(path)
     anchors = [*authorities, *(pin.certificate for pin in pins)]
     pem = chain_pem if chain_pem is key_pem else key_pem + b"\n" + chain_pem
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import ssl
 import stat
 import time
@@ -24,27 +23,6 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
     """Two directories of keys under one CA."""
     first, second = under_one_ca(tmp_path, PREFILL, DECODE)
     return first, second
-
-
-def test_files_by_other_names(tmp_path: Path, pair: tuple[Path, Path]) -> None:
-    """As a Kubernetes secret is mounted: links to links, key and certificate apart."""
-    pem = (pair[0] / "identity.pem").read_bytes()
-    at = pem.index(b"-----BEGIN CERT")
-    put(tmp_path / "secret" / "..1" / "tls.key", pem[:at], 0o440)
-    put(tmp_path / "secret" / "..1" / "tls.crt", pem[at:], PUBLIC)
-    shutil.copy(pair[0] / "ca.pem", tmp_path / "secret" / "..1" / "ca.crt")
-    (tmp_path / "secret" / "..data").symlink_to("..1")
-    for name in ("tls.key", "tls.crt", "ca.crt"):
-        (tmp_path / "secret" / name).symlink_to(f"..data/{name}")
-    names = {"certificate": "tls.crt", "key": "tls.key", "ca": "ca.crt"}
-    identity = Identity.load(str(tmp_path / "secret"), **names)
-    assert meet(identity, Identity.load(pair[1]))[1].subject == PREFILL
-    absolute = {what: tmp_path / "secret" / name for what, name in names.items()}
-    assert Identity.load("/", **absolute).subject == PREFILL
-    with pytest.raises(IdentityError, match=r"gone\.txt is not there"):
-        Identity.load(tmp_path / "secret", **names, revoked="gone.txt")
-    with pytest.raises(IdentityError, match=r"gone\.json: No such file"):
-        Identity.load(tmp_path / "secret", **names, pins="gone.json")
 
 
 def test_what_an_identity_says_of_itself(pair: tuple[Path, Path]) -> None:

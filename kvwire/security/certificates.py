@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
+from typing import TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -34,6 +35,9 @@ MOST_DAYS = 36500
 BACKDATED = timedelta(minutes=5)
 """A peer's clock may be behind ours by this much."""
 
+NETSCAPE_TYPE = x509.ObjectIdentifier("2.16.840.1.113730.1.1")
+"""Older than basic constraints, and still believed by OpenSSL where there are none."""
+
 NO_LIST = b"# SHA-256 of revoked certificates, one a line.\n"
 
 _NOT_A_CERTIFICATE = (
@@ -45,13 +49,16 @@ _NOT_A_CERTIFICATE = (
 )
 """What `cryptography` raises for DER that somebody else has made."""
 
+Extension = TypeVar("Extension", bound=x509.ExtensionType)
+
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
     """What kvwire reads in a certificate.
 
     `fingerprint` is SHA-256 (hex) of the whole. `subject` is None unless there is exactly one SAN URI with kvwire's
-    scheme, and it is well-formed. `is_authority`: whether it may issue others.
+    scheme, and it is well-formed. `is_authority`: whether it says that it may issue others; `may_sign`: whether
+    OpenSSL might let it.
     """
 
     der: bytes
@@ -60,6 +67,7 @@ class Certificate:
     begins: datetime
     expires: datetime
     is_authority: bool
+    may_sign: bool
 
     @classmethod
     def from_der(cls, der: bytes) -> Certificate:
@@ -73,6 +81,7 @@ class Certificate:
                 begins=found.not_valid_before_utc,
                 expires=found.not_valid_after_utc,
                 is_authority=_is_authority(found),
+                may_sign=_may_sign(found),
             )
         except _NOT_A_CERTIFICATE as error:
             if isinstance(error, IdentityError):
@@ -94,12 +103,17 @@ class Certificate:
         return True
 
 
-def _subject(certificate: x509.Certificate) -> Subject | None:
+def extension(certificate: x509.Certificate, kind: type[Extension]) -> Extension | None:
+    """The one of this kind, where there is one."""
     try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        return certificate.extensions.get_extension_for_class(kind).value
     except x509.ExtensionNotFound:
         return None
-    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+
+
+def _subject(certificate: x509.Certificate) -> Subject | None:
+    names = extension(certificate, x509.SubjectAlternativeName)
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier) if names else []
     ours = [uri for uri in uris if uri.lower().startswith(f"{SCHEME}:")]
     if len(ours) != 1:
         return None
@@ -110,10 +124,18 @@ def _subject(certificate: x509.Certificate) -> Subject | None:
 
 
 def _is_authority(certificate: x509.Certificate) -> bool:
-    try:
-        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except x509.ExtensionNotFound:
+    constraints = extension(certificate, x509.BasicConstraints)
+    return constraints is not None and constraints.ca
+
+
+def _may_sign(certificate: x509.Certificate) -> bool:
+    """As OpenSSL's `check_ca` sees it, which goes by older signs where there are no basic constraints; or more."""
+    usage = extension(certificate, x509.KeyUsage)
+    if _is_authority(certificate) or (usage is not None and usage.key_cert_sign):
+        return True
+    if extension(certificate, x509.BasicConstraints) is not None:
         return False
+    return certificate.version is x509.Version.v1 or any(each.oid == NETSCAPE_TYPE for each in certificate.extensions)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -142,6 +164,15 @@ def read_authorities(path: Path) -> tuple[Certificate, ...]:
     return found
 
 
+def check_leaf(certificate: Certificate, where: str | os.PathLike[str]) -> None:
+    """IdentityError where a node's certificate could be used to issue others."""
+    if certificate.may_sign:
+        raise IdentityError(
+            f"{os.fspath(where)}: certificate {certificate.fingerprint} may sign others, as only a CA's should",
+            hint="make one that may not, as with openssl req -x509 ... -addext basicConstraints=critical,CA:FALSE",
+        )
+
+
 def parse_key(pem: bytes, path: Path) -> PrivateKeyTypes:
     """The private key of a PEM file."""
     try:
@@ -154,7 +185,11 @@ def parse_key(pem: bytes, path: Path) -> PrivateKeyTypes:
 
 def check_key_fits(key: PrivateKeyTypes, certificate: Certificate, path: Path) -> None:
     """IdentityError where the key is not the certificate's."""
-    if key.public_key() != x509.load_der_x509_certificate(certificate.der).public_key():
+    try:
+        certified = x509.load_der_x509_certificate(certificate.der).public_key()
+    except _NOT_A_CERTIFICATE as error:
+        raise IdentityError(f"a certificate whose key cannot be read: {error}") from None
+    if key.public_key() != certified:
         raise IdentityError(f"the key in {path} is not that of the certificate")
 
 
@@ -271,7 +306,7 @@ def self_signed(
 
 def _write_trust(path: Path, pem: bytes) -> None:
     """The CA beside an identity. One that is there already stays: who is trusted is not for `issue` to change."""
-    if not path.exists():
+    if not files.is_there(path):
         files.write(path, pem, files.PUBLIC)
     elif files.read(path) != pem:
         raise IdentityError(f"{path} is another CA's", hint="choose another directory")
@@ -281,7 +316,7 @@ def _write_identity(where: Path, key: Ed25519PrivateKey, certificate: Certificat
     pem = certificate.pem.encode()
     files.write(where / IDENTITY, _key_pem(key) + pem, files.PRIVATE)
     files.write(where / CERTIFICATE, pem, files.PUBLIC)
-    if not (where / REVOKED).exists():
+    if not files.is_there(where / REVOKED):
         files.write(where / REVOKED, NO_LIST, files.PUBLIC)
 
 

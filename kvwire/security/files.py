@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -15,11 +16,15 @@ from kvwire.errors import IdentityError
 MAX_FILE_BYTES = 16 << 20
 """Far more than any of them needs: a revocation list of 100,000 certificates."""
 
+OTHERS_MAY_WRITE = 0o022
 PRIVATE = 0o600
 PUBLIC = 0o644
 
-Stamp = tuple[int, int, int] | None
-"""What tells one state of a file from another; None where it cannot be looked at."""
+MAX_LINKS = 40
+"""In a row, as the kernel has it."""
+
+Stamp = tuple[int, ...]
+"""What tells one state of a file from another, be it that it cannot be looked at."""
 
 
 def stamp(path: Path) -> Stamp:
@@ -27,9 +32,20 @@ def stamp(path: Path) -> Stamp:
     set it back."""
     try:
         facts = os.stat(path)
-    except (OSError, ValueError):
-        return None
+    except (OSError, ValueError) as error:
+        return getattr(error, "errno", None) or 0, is_there(path)
     return facts.st_ctime_ns, facts.st_size, facts.st_ino
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is something of that name, be it a link to nothing, or what may not be looked at."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError):
+        return True
+    return True
 
 
 def read(path: Path, *, private: bool = False) -> bytes:
@@ -45,7 +61,7 @@ def read(path: Path, *, private: bool = False) -> bytes:
                     hint=f"chmod 600 {path}",
                 )
             if mode & 0o002:
-                raise IdentityError(f"{path} is writable by others (mode {mode & 0o777:03o})", hint=f"chmod 644 {path}")
+                raise _writable(path, mode)
             content = file.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:
         if isinstance(error, IdentityError):
@@ -54,6 +70,44 @@ def read(path: Path, *, private: bool = False) -> bytes:
     if len(content) > MAX_FILE_BYTES:
         raise IdentityError(f"{path} is larger than {MAX_FILE_BYTES} bytes")
     return content
+
+
+def check_kept(path: Path) -> None:
+    """IdentityError where anybody but root and this process's user may change the file, or put another in its place.
+
+    Looked at are the file, the links to it one after the other, and the directory of each. A directory that others may
+    write to will do where it is sticky, as those are in which Kubernetes mounts secrets: what is there is safe in them,
+    and what others add is theirs, which is refused.
+    """
+    try:
+        for _ in range(MAX_LINKS):
+            directory = os.stat(path.parent)
+            _check_owner(path.parent, os.lstat(path.parent))  # of a link, beside what it leads to
+            _check_owner(path.parent, directory)
+            if directory.st_mode & OTHERS_MAY_WRITE and not directory.st_mode & stat.S_ISVTX:
+                raise _writable(path.parent, directory.st_mode)
+            facts = os.lstat(path)
+            _check_owner(path, facts)
+            if not stat.S_ISLNK(facts.st_mode):
+                break
+            path = path.parent / os.readlink(path)
+        else:
+            raise IdentityError(f"{path}: {os.strerror(errno.ELOOP)}")
+    except (OSError, ValueError) as error:
+        if isinstance(error, IdentityError):
+            raise
+        raise IdentityError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    if facts.st_mode & OTHERS_MAY_WRITE:
+        raise _writable(path, facts.st_mode)
+
+
+def _check_owner(path: Path, facts: os.stat_result) -> None:
+    if facts.st_uid not in (0, os.geteuid()):
+        raise IdentityError(f"{path} belongs to user {facts.st_uid}, who is neither root nor this process's own")
+
+
+def _writable(path: Path, mode: int) -> IdentityError:
+    return IdentityError(f"{path} is writable by others (mode {mode & 0o7777:03o})", hint=f"chmod go-w {path}")
 
 
 def _open_at_once(path: str, flags: int) -> int:
@@ -70,7 +124,7 @@ def key_directory(path: Path, *, make: bool = False) -> Iterator[None]:
     except (OSError, ValueError) as error:
         raise IdentityError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     try:
-        if os.fstat(fd).st_mode & 0o002:
+        if os.fstat(fd).st_mode & OTHERS_MAY_WRITE:
             raise IdentityError(f"{path} is writable by others: no place for keys", hint=f"chmod 700 {path}")
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield

@@ -20,6 +20,7 @@ from kvwire.security.certificates import (
     REVOKED,
     Certificate,
     check_key_fits,
+    check_leaf,
     check_time,
     parse_certificates,
     parse_key,
@@ -28,8 +29,12 @@ from kvwire.security.certificates import (
 from kvwire.security.pins import PINS, read_pins
 from kvwire.security.revocation import read_revoked
 from kvwire.security.subject import FORM, Peer, Subject
+from kvwire.security.vouching import vouches
 
 ALPN = "kvwire/1"
+GROUP = "X25519"
+"""Of TLS's key agreement, the only one: OpenSSL takes ffdhe8192 too, which costs whoever answers 0.1 s of a core for a
+ClientHello that a stranger has copied. `ssl` takes one group, so another one is a change here, and of both ends."""
 
 log = logging.getLogger("kvwire")
 
@@ -38,17 +43,17 @@ Name = str | os.PathLike[str]
 
 @dataclass(frozen=True, slots=True)
 class _Paths:
-    """Where everything is; `ca`, `pins` and `revoked` may be absent unless they are `named`."""
+    """Where everything is; `ca`, `pins` and `revoked` may be absent unless they are `expected`."""
 
     certificate: Path
     key: Path
     ca: Path
     pins: Path
     revoked: Path
-    named: frozenset[Path]
+    expected: frozenset[Path]
 
     def has(self, path: Path) -> bool:
-        return path in self.named or path.exists()
+        return path in self.expected or files.is_there(path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +76,15 @@ class Identity:
 
     def __init__(self, paths: _Paths) -> None:
         self._paths = paths
-        self._stamps = self._look()
+        # Before files are read, not after: what changes meanwhile is read again.
+        self._stamps: tuple[files.Stamp, ...] | None = self._look()
+        self._list_stamp: files.Stamp | None = files.stamp(paths.revoked)
+        self._unusable = self._list_unusable = ""
         self._credentials = _read_credentials(paths)
-        # A certificate that a pinned one has issued passes OpenSSL while pins are trust anchors. Once they have been,
-        # a hand-shake of that time may still be on its way.
+        # While pins are trust anchors, that OpenSSL accepts a certificate does not mean that the CA stands behind it.
+        # Once they have been, a hand-shake of that time may still be on its way.
         self._pins_were_anchors = bool(self._credentials.pins)
-        self._revoked = read_revoked(paths.revoked) if paths.has(paths.revoked) else frozenset()
-        self._list_unusable = ""
+        self._revoked = _read_list(paths.revoked) if paths.has(paths.revoked) else frozenset()
 
     @classmethod
     def load(
@@ -94,11 +101,14 @@ class Identity:
 
         Names are for files that are called otherwise, as in a Kubernetes secret (`certificate="tls.crt", key="tls.key",
         ca="ca.crt"`); absolute ones may lie elsewhere. The certificate's file may hold its chain, and its key too. At
-        least one of CA and pins has to be there. A peer has to satisfy either.
+        least one of CA and pins has to be there. A peer has to satisfy either. kvwire-keys always makes a revocation
+        list, so there has to be one too, unless `certificate` is named and `revoked` is not.
         """
         where = Path(directory)
         chain = where / (certificate or IDENTITY)
-        given = (where / name for name in (ca, pins, revoked) if name is not None)
+        if certificate is None:
+            revoked = revoked or REVOKED
+        expected = (where / name for name in (ca, pins, revoked) if name is not None)
         return cls(
             _Paths(
                 certificate=chain,
@@ -106,7 +116,7 @@ class Identity:
                 ca=where / (ca or CA),
                 pins=where / (pins or PINS),
                 revoked=where / (revoked or REVOKED),
-                named=frozenset(given),
+                expected=frozenset(expected),
             )
         )
 
@@ -137,8 +147,8 @@ class Identity:
     def identify(self, der: bytes) -> Peer:
         """Who the peer is whose leaf certificate this is, after a TLS handshake with `context`.
 
-        AuthenticationFailed where it is revoked, is neither pinned nor under the CA, or says nothing of kvwire's, and
-        for everybody while there is a revocation list that cannot be used.
+        AuthenticationFailed where it is revoked, is neither pinned nor under the CA, is a CA's own, or says nothing of
+        kvwire's, and for everybody while there is a revocation list that cannot be used.
         """
         fingerprint = sha256(der).hexdigest()
         if self._list_unusable:
@@ -152,12 +162,15 @@ class Identity:
             certificate = Certificate.from_der(der)
         except IdentityError as error:
             raise AuthenticationFailed(str(error)) from None
-        if self._pins_were_anchors and not any(map(certificate.is_issued_by, credentials.authorities)):
-            raise AuthenticationFailed(f"certificate {fingerprint} is not pinned, and the CA has not issued it")
+        if certificate.may_sign:  # name constraints are for what a CA issues: they say nothing of its own certificate
+            raise AuthenticationFailed(f"certificate {fingerprint} may sign others: it is a CA's and no node's")
         if certificate.subject is None:
             raise AuthenticationFailed(
                 f"certificate {fingerprint} is without kvwire's names; expected one SAN URI {FORM}"
             )
+        now = datetime.now(UTC)
+        if self._pins_were_anchors and not any(vouches(each, certificate, now) for each in credentials.authorities):
+            raise AuthenticationFailed(f"certificate {fingerprint} is not pinned, and the CA has not issued it")
         return Peer(certificate.subject, fingerprint)
 
     def revoked(self, fingerprint: str) -> bool:
@@ -168,37 +181,48 @@ class Identity:
         """Read again what has changed on disk; True where something else counts now. Cheap where nothing has.
 
         Key, certificate, CA and pins are replaced together or, where they cannot be used, not at all. A revocation list
-        that cannot be used makes `identify` refuse everybody. Both are logged, once.
+        that cannot be used makes `identify` refuse everybody. Both are logged, once, and tried again each time: the
+        next one may find what this one lacked, such as a descriptor.
         """
+        return self._refresh_list() | self._refresh_others()
+
+    def _look(self) -> tuple[files.Stamp, ...]:
+        paths = self._paths
+        return tuple(map(files.stamp, (paths.certificate, paths.key, paths.ca, paths.pins)))
+
+    def _refresh_list(self) -> bool:
+        stamp = files.stamp(self._paths.revoked)
+        if stamp == self._list_stamp:
+            return False
+        before = self._revoked, self._list_unusable
+        try:  # a list that has vanished, too, cannot be read: it may have named anybody
+            self._revoked, self._list_unusable, self._list_stamp = _read_list(self._paths.revoked), "", stamp
+        except IdentityError as error:
+            self._list_stamp, self._list_unusable = None, str(error)
+            if self._list_unusable != before[1]:
+                log.warning("no peer is believed until the revocation list can be read: %s", error)
+        return (self._revoked, self._list_unusable) != before
+
+    def _refresh_others(self) -> bool:
         stamps = self._look()
         if stamps == self._stamps:
             return False
-        before, self._stamps = self._stamps, stamps
-        list_changed, others_changed = stamps[-1] != before[-1], stamps[:-1] != before[:-1]
-        return (list_changed and self._read_list()) | (others_changed and self._read_others())
-
-    def _look(self) -> tuple[files.Stamp, ...]:
-        """Before files are read, not after: what changes meanwhile is read again. The revocation list comes last."""
-        paths = self._paths
-        return tuple(map(files.stamp, (paths.certificate, paths.key, paths.ca, paths.pins, paths.revoked)))
-
-    def _read_list(self) -> bool:
-        before = self._revoked, self._list_unusable
-        try:  # a list that has vanished, too, cannot be read: it may have named anybody
-            self._revoked, self._list_unusable = read_revoked(self._paths.revoked), ""
-        except IdentityError as error:
-            self._list_unusable = str(error)
-            log.warning("no peer is believed until the revocation list can be read: %s", error)
-        return (self._revoked, self._list_unusable) != before
-
-    def _read_others(self) -> bool:
+        before = self._unusable
         try:
-            self._credentials = _read_credentials(self._paths)
+            self._credentials, self._unusable, self._stamps = _read_credentials(self._paths), "", stamps
         except IdentityError as error:
-            log.warning("identity, CA and pins stay as they were: %s", error)
+            self._stamps, self._unusable = None, str(error)
+            if self._unusable != before:
+                log.warning("identity, CA and pins stay as they were: %s", error)
             return False
         self._pins_were_anchors |= bool(self._credentials.pins)
         return True
+
+
+def _read_list(path: Path) -> frozenset[str]:
+    found = read_revoked(path)
+    files.check_kept(path)
+    return found
 
 
 def _read_credentials(paths: _Paths) -> _Credentials:
@@ -208,6 +232,7 @@ def _read_credentials(paths: _Paths) -> _Credentials:
     own = parse_certificates(chain_pem, paths.certificate)[0]
     check_key_fits(parse_key(key_pem, paths.key), own, paths.key)
     check_time(own, paths.certificate, now)
+    check_leaf(own, paths.certificate)
     if own.subject is None:
         raise IdentityError(f"{paths.certificate} is without kvwire's names; expected one SAN URI {FORM}")
     authorities = read_authorities(paths.ca) if paths.has(paths.ca) else ()
@@ -218,12 +243,17 @@ def _read_credentials(paths: _Paths) -> _Credentials:
         raise IdentityError(
             f"nobody is trusted: {paths.ca} is not there, and {paths.pins} pins nobody", hint="kvwire-keys pin"
         )
+    # What was read counts only if nobody else can have put it there.
+    for path in (paths.certificate, paths.key, *filter(paths.has, (paths.ca, paths.pins))):
+        files.check_kept(path)
     anchors = [*authorities, *(pin.certificate for pin in pins)]
     pem = chain_pem if chain_pem is key_pem else key_pem + b"\n" + chain_pem
     try:
         server, client = (_context(server, pem, anchors, bool(pins)) for server in (True, False))
     except ssl.SSLError as error:
         raise IdentityError(f"{paths.certificate}: {error.reason or error}") from None
+    except OSError as error:  # no descriptor or no memory for `_in_memory`
+        raise IdentityError(f"{paths.certificate}: {error.strerror or error}") from None
     subjects = {pin.certificate.fingerprint: pin.subject for pin in pins}
     return _Credentials(own, own.subject, authorities, subjects, server, client)
 
@@ -234,6 +264,7 @@ def _context(server: bool, pem: bytes, anchors: list[Certificate], pinned: bool)
     context.check_hostname = False  # a peer is known by its names of kvwire's, not by the address that was dialled
     context.verify_mode = ssl.CERT_REQUIRED
     context.options |= ssl.OP_NO_TICKET
+    context.set_ecdh_curve(GROUP)
     if server:
         context.num_tickets = 0
     context.set_alpn_protocols([ALPN])

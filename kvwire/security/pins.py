@@ -10,7 +10,7 @@ from typing import Any
 
 from kvwire.errors import IdentityError
 from kvwire.security import files
-from kvwire.security.certificates import Certificate, parse_certificates, read_certificates
+from kvwire.security.certificates import Certificate, check_leaf, parse_certificates, read_certificates
 from kvwire.security.subject import Subject
 
 PINS = "pins.json"
@@ -49,6 +49,7 @@ def _parse(entry: Any, where: str) -> Pin:
     certificate = parse_certificates(entry["certificate"].encode(errors="replace"), Path(where))[0]
     if certificate.fingerprint != entry["sha256"]:
         raise IdentityError(f"{where}: sha256 is not that of the certificate, which is {certificate.fingerprint}")
+    check_leaf(certificate, where)
     try:
         return Pin(certificate, Subject(*(entry[name] for name in NAMES)))
     except IdentityError as error:
@@ -61,16 +62,17 @@ def pin(
     """Let the node whose identity is in `directory` know a peer by its certificate.
 
     `subject` says who it is; None: its certificate does. A certificate that is pinned already gets the new names.
-    IdentityError where nobody says who it is, or a file cannot be used.
+    IdentityError where nobody says who it is, it may sign others, or a file cannot be used.
     """
     certificate = read_certificates(Path(certificate_file))[0]
+    check_leaf(certificate, certificate_file)
     known = subject or certificate.subject
     if known is None:
         raise IdentityError(f"{certificate_file} is a certificate without kvwire's names", hint="say whose it is")
     made = Pin(certificate, known)
     where = Path(directory)
     with files.key_directory(where):
-        present = read_pins(where / PINS) if (where / PINS).exists() else ()
+        present = read_pins(where / PINS) if files.is_there(where / PINS) else ()
         others = tuple(each for each in present if each.certificate.fingerprint != certificate.fingerprint)
         files.write(where / PINS, _text((*others, made)), files.PUBLIC)
     return made

@@ -23,7 +23,10 @@ def parse_fingerprint(text: str) -> str:
 
 
 def read_revoked(path: Path) -> frozenset[str]:
-    """The fingerprints of a revocation list. IdentityError where a line is none: nobody knows whom it meant."""
+    """The fingerprints of a revocation list. IdentityError where there is no list, or a line is none: nobody knows whom
+    it meant."""
+    if not files.is_there(path):
+        raise IdentityError(f"{path} is not there: who is revoked?", hint="an empty file says that nobody is")
     try:
         lines = files.read(path).decode().splitlines()
     except UnicodeDecodeError:
@@ -48,7 +51,7 @@ def revoke(directory: str | os.PathLike[str], fingerprint: str, note: str = "", 
     remark = ", ".join(filter(None, (" ".join(note.split()), f"{now or datetime.now(UTC):%Y-%m-%d}")))
     path = Path(directory) / REVOKED
     with files.key_directory(path.parent):
-        if path.exists():
+        if files.is_there(path):
             if digits in read_revoked(path):
                 return False
             before = files.read(path)

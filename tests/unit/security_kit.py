@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ssl
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -31,11 +32,12 @@ def under_one_ca(where: Path, *subjects: Subject) -> list[Path]:
     return made
 
 
-def bare_context(*, trusts: Path | None = None, shows: Path | None = None) -> ssl.SSLContext:
-    """A dialler that is not kvwire's."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+def bare_context(*, trusts: Path | None = None, shows: Path | None = None, server: bool = False) -> ssl.SSLContext:
+    """One end, the dialler unless `server`, that is not kvwire's."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     if trusts:
+        context.verify_mode = ssl.CERT_REQUIRED
         context.load_verify_locations(trusts)
     else:
         context.verify_mode = ssl.CERT_NONE
@@ -75,6 +77,7 @@ def forge(
     ends_days: float = 1,
     ca: bool | None = False,
     name: str = "forged",
+    extensions: Iterable[x509.ExtensionType] = (),
 ) -> tuple[bytes, Signer]:
     """A PEM of key and certificate, and both as objects. `ca` None: without basic constraints."""
     own = key or ed25519.Ed25519PrivateKey.generate()
@@ -94,10 +97,17 @@ def forge(
     if uris:
         names = [x509.UniformResourceIdentifier(uri) for uri in uris]
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    for each in extensions:
+        builder = builder.add_extension(each, critical=False)
     signer = issuer[1] if issuer else own
     digest = None if isinstance(signer, ed25519.Ed25519PrivateKey) else hashes.SHA256()
     certificate = builder.sign(signer, digest)
     return key_pem(own) + certificate.public_bytes(serialization.Encoding.PEM), (certificate, own)
+
+
+def certificates_in(pem: bytes) -> bytes:
+    """Without the key before them."""
+    return pem[pem.index(b"-----BEGIN CERT") :]
 
 
 def key_pem(key: Key, password: bytes | None = None) -> bytes:

@@ -202,42 +202,6 @@ def test_a_node_is_no_ca(tmp_path: Path, pair: tuple[Path, Path]) -> None:
         handshake(bare_context(shows=tmp_path / "child.pem"), Identity.load(pair[1]).context(True))
 
 
-@pytest.mark.parametrize("ca", [True, None, False])
-@pytest.mark.parametrize("beside_a_ca", [True, False])
-def test_a_pinned_certificate_is_nobodys_ca(tmp_path: Path, ca: bool | None, beside_a_ca: bool) -> None:
-    """Whether OpenSSL takes the chain is its business (it does for the first): `identify` looks at the whole leaf."""
-    pinned_pem, issuer = forge(ca=ca, name="pinned")
-    put(tmp_path / "pinned.pem", pinned_pem)
-    node = tmp_path / "node"
-    if beside_a_ca:
-        Authority.create(tmp_path / "ca").issue(node, DECODE)
-    else:
-        self_signed(node, DECODE)
-    pin(node, tmp_path / "pinned.pem")
-    child_pem, (child, _) = forge((OTHER.uri,), issuer=issuer)
-    put(tmp_path / "child.pem", child_pem + pinned_pem[pinned_pem.index(b"-----BEGIN CERT") :])
-    dialler = bare_context(shows=tmp_path / "child.pem")
-    identity = Identity.load(node)
-    if ca:
-        handshake(dialler, identity.context(True))
-    with pytest.raises(AuthenticationFailed, match="is not pinned, and the CA has not issued it"):
-        identity.identify(child.public_bytes(Encoding.DER))
-
-
-def test_a_child_of_a_pin_is_not_believed_after_the_pins_are_gone(tmp_path: Path) -> None:
-    """Its handshake may have begun while they were there."""
-    pinned_pem, issuer = forge(ca=True, name="pinned")
-    node = tmp_path / "node"
-    Authority.create(tmp_path / "ca").issue(node, DECODE)
-    pin(node, put(tmp_path / "pinned.pem", pinned_pem))
-    identity = Identity.load(node)
-    (node / "pins.json").unlink()
-    assert identity.refresh()
-    child = forge((OTHER.uri,), issuer=issuer)[1][0]
-    with pytest.raises(AuthenticationFailed, match="not pinned"):
-        identity.identify(child.public_bytes(Encoding.DER))
-
-
 def test_a_ca_for_one_tenant_only(tmp_path: Path) -> None:
     authority = Authority.create(tmp_path / "ca", tenants=("acme", "acme2"))
     for name, subject in (("a", PREFILL), ("b", DECODE), ("x", OTHER)):
@@ -306,3 +270,20 @@ def test_tls_12_is_refused(pair: tuple[Path, Path], server: bool) -> None:
     ours = Identity.load(pair[1]).context(not server)
     with pytest.raises(ssl.SSLError, match=r"(?i)protocol|version"):
         handshake(*((ours, old) if server else (old, ours)))
+
+
+@pytest.mark.parametrize("group", ["ffdhe2048", "ffdhe8192", "prime256v1", "X448"])
+@pytest.mark.parametrize("server", [False, True])
+def test_another_group_is_refused(pair: tuple[Path, Path], server: bool, group: str) -> None:
+    """Before anything is computed: the larger ones cost 0.1 s of a core, and who asks has not said who it is."""
+    other = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    other.check_hostname = False
+    other.load_cert_chain(pair[0] / "identity.pem")
+    other.load_verify_locations(pair[0] / "ca.pem")
+    ours = Identity.load(pair[1]).context(not server)
+    ends = (ours, other) if server else (other, ours)
+    other.set_ecdh_curve("X25519")
+    handshake(*ends)
+    other.set_ecdh_curve(group)
+    with pytest.raises(ssl.SSLError, match=r"NO_SUITABLE_KEY_SHARE|NO_SHARED_GROUP"):
+        handshake(*ends)

@@ -140,9 +140,10 @@ def test_a_replacement_changes_key_and_certificate_only(tmp_path: Path) -> None:
     assert {name for name in after if after[name] != before[name]} == {"identity.pem", "certificate.pem"}
 
 
-def test_a_directory_that_others_may_write_is_no_place_for_keys(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", [0o1777, 0o775, 0o702])
+def test_a_directory_that_others_may_write_is_no_place_for_keys(tmp_path: Path, mode: int) -> None:
     (tmp_path / "open").mkdir()
-    (tmp_path / "open").chmod(0o1777)
+    (tmp_path / "open").chmod(mode)
     with pytest.raises(IdentityError, match="writable by others"):
         self_signed(tmp_path / "open", PREFILL)
     assert list((tmp_path / "open").iterdir()) == []

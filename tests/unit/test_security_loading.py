@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import ssl
 import stat
 import time
@@ -24,27 +23,6 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
     """Two directories of keys under one CA."""
     first, second = under_one_ca(tmp_path, PREFILL, DECODE)
     return first, second
-
-
-def test_files_by_other_names(tmp_path: Path, pair: tuple[Path, Path]) -> None:
-    """As a Kubernetes secret is mounted: links to links, key and certificate apart."""
-    pem = (pair[0] / "identity.pem").read_bytes()
-    at = pem.index(b"-----BEGIN CERT")
-    put(tmp_path / "secret" / "..1" / "tls.key", pem[:at], 0o440)
-    put(tmp_path / "secret" / "..1" / "tls.crt", pem[at:], PUBLIC)
-    shutil.copy(pair[0] / "ca.pem", tmp_path / "secret" / "..1" / "ca.crt")
-    (tmp_path / "secret" / "..data").symlink_to("..1")
-    for name in ("tls.key", "tls.crt", "ca.crt"):
-        (tmp_path / "secret" / name).symlink_to(f"..data/{name}")
-    names = {"certificate": "tls.crt", "key": "tls.key", "ca": "ca.crt"}
-    identity = Identity.load(str(tmp_path / "secret"), **names)
-    assert meet(identity, Identity.load(pair[1]))[1].subject == PREFILL
-    absolute = {what: tmp_path / "secret" / name for what, name in names.items()}
-    assert Identity.load("/", **absolute).subject == PREFILL
-    with pytest.raises(IdentityError, match=r"gone\.txt: No such file"):
-        Identity.load(tmp_path / "secret", **names, revoked="gone.txt")
-    with pytest.raises(IdentityError, match=r"gone\.json: No such file"):
-        Identity.load(tmp_path / "secret", **names, pins="gone.json")
 
 
 def test_what_an_identity_says_of_itself(pair: tuple[Path, Path]) -> None:
@@ -78,6 +56,10 @@ def damage(directory: Path, how: str) -> None:
             put(own, pem[at:])
         case "no certificate":
             put(own, pem[:at])
+        case "key of an unknown kind":  # the second of three times that the certificate says Ed25519
+            der = ssl.PEM_cert_to_DER_cert(pem[at:].decode()).split(b"\x06\x03\x2b\x65\x70")
+            der[1:3] = [der[1] + b"\x06\x03\x2b\x65\x7f" + der[2]]
+            put(own, pem[:at] + ssl.DER_cert_to_PEM_cert(b"\x06\x03\x2b\x65\x70".join(der)).encode())
         case "encrypted":
             put(own, key_pem(forge()[1][1], b"secret") + pem[at:])
         case "another's key":
@@ -124,6 +106,7 @@ def damage(directory: Path, how: str) -> None:
         ("torn", r"identity\.pem has no certificate in PEM"),
         ("no key", r"identity\.pem has no private key in PEM"),
         ("no certificate", r"identity\.pem has no certificate in PEM"),
+        ("key of an unknown kind", r"whose key cannot be read: Unknown key type"),
         ("encrypted", r"the key in .*identity\.pem is encrypted"),
         ("another's key", r"the key in .*identity\.pem is not that of the certificate"),
         ("readable by others", r"identity\.pem holds a key and is .* by others \(mode 604\) \(chmod 600"),
@@ -314,15 +297,6 @@ def test_a_list_counts_beside_files_that_cannot_be_used(pair: tuple[Path, Path])
     assert acceptor.refresh()
     with pytest.raises(AuthenticationFailed, match="is revoked"):
         meet(dialler, acceptor)
-
-
-def test_a_list_that_comes_later(pair: tuple[Path, Path]) -> None:
-    (pair[1] / "revoked.txt").unlink()
-    dialler, acceptor = map(Identity.load, pair)
-    assert meet(dialler, acceptor)[1].subject == PREFILL
-    revoke(pair[1], dialler.fingerprint)
-    assert acceptor.refresh()
-    assert acceptor.revoked(dialler.fingerprint)
 
 
 def test_looking_costs_little(pair: tuple[Path, Path]) -> None:

@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import stat
+import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -75,6 +76,9 @@ FIELDS = {
 }
 """What may be told of an event, and nothing else: no key, no prompt, no block hash."""
 
+FIRST = b'{"n": 1, "time": "'
+"""What the first line of every log begins with."""
+
 MAX_TEXT = 512
 """Characters of a string; a peer may have chosen it."""
 
@@ -84,14 +88,20 @@ log = logging.getLogger("kvwire")
 
 
 class AuditLog:
-    """An audit log that this process writes; one process at a time. `write` never fails for want of a disk."""
+    """An audit log that this process writes, from any thread; one process at a time. `write` never fails for want of a
+    disk.
+
+    After a fork the log is the parent's: in the child `write` writes nothing, and `close` closes its descriptor only.
+    """
 
     def __init__(self, path: str | os.PathLike[str], *, clock: Callable[[], float] = time.time) -> None:
-        """Opens or makes the file, 0600, and writes "open". `clock`: seconds since 1970.
+        """Opens or makes the file, 0600 also where it was more, and writes "open". `clock`: seconds since 1970.
 
-        AuditError where that cannot be, where another process has it, or where its last line is no event.
+        AuditError where that cannot be, where another process has it, or where it ends with what is no event.
         """
         self._path = Path(path)
+        self._process = os.getpid()
+        self._lock = threading.Lock()
         self._clock = clock
         self._lost = 0
         self._half_written = False
@@ -117,6 +127,34 @@ class AuditLog:
             raise ValueError(f"no audit event {event!r} with fields {sorted(fields)}")
         if not all(isinstance(value, Scalar) for value in fields.values()):
             raise ValueError(f"no JSON scalar among {sorted(fields)} of {event!r}")
+        if os.getpid() == self._process:  # looked at first: after a fork the lock may be a thread's that is no more
+            with self._lock:
+                self._write(event, fields)
+
+    def close(self) -> None:
+        """Write "closed", and let go of the file. What is written later is lost. Idempotent."""
+        if os.getpid() != self._process:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+            return
+        with self._lock:
+            if self._fd < 0:
+                return
+            self._write("closed", {})
+            with contextlib.suppress(OSError):
+                os.fsync(self._fd)
+            fcntl.flock(self._fd, fcntl.LOCK_UN)  # or a child's descriptor would keep it
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> AuditLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _write(self, event: str, fields: Mapping[str, Scalar]) -> None:
         try:
             if self._lost:
                 self._append("lost", {"count": self._lost})
@@ -127,21 +165,6 @@ class AuditLog:
             if not self._lost:
                 log.error("%s: %s; audit events are being lost", self._path, error.strerror or error)
             self._lost += 1
-
-    def close(self) -> None:
-        """Write "closed", and let go of the file. What is written later is lost. Idempotent."""
-        if self._fd >= 0:
-            self.write("closed")
-            with contextlib.suppress(OSError):
-                os.fsync(self._fd)
-            os.close(self._fd)
-            self._fd = -1
-
-    def __enter__(self) -> AuditLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _take_up(self) -> int:
         """Lock the file, and go on where it ends; number of bytes of a cut last line that were put aside."""
@@ -165,6 +188,10 @@ class AuditLog:
             if line is None:
                 raise AuditError(f"the last line of {self._path} is no audit event", hint="put the file aside")
             self._number, self._head = line.number, line.digest
+        elif not (rest.startswith(FIRST) or FIRST.startswith(rest)):
+            raise AuditError(f"{self._path} is no audit log", hint="put the file aside")
+        if stat.S_IMODE(os.fstat(self._fd).st_mode) & ~PRIVATE:
+            os.fchmod(self._fd, PRIVATE)
         if rest:
             with open(f"{self._path}.torn", "ab", opener=lambda name, flags: os.open(name, flags, PRIVATE)) as aside:
                 aside.write(rest + b"\n")

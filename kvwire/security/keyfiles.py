@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvwire.errors import IdentityError
+from kvwire.security import files
 from kvwire.security.certificates import CA, CERTIFICATE, IDENTITY, REVOKED, Certificate, read_certificates
 from kvwire.security.pins import PINS, Pin, read_pins
 from kvwire.security.revocation import read_revoked
@@ -36,9 +37,9 @@ class KeyFiles:
         shown = next((name for name in (CERTIFICATE, IDENTITY) if (where / name).exists()), None)
         found = cls(
             own=read_certificates(where / shown) if shown else (),
-            authorities=read_certificates(where / CA) if (where / CA).exists() else (),
-            pins=read_pins(where / PINS) if (where / PINS).exists() else (),
-            revoked=tuple(sorted(read_revoked(where / REVOKED))) if (where / REVOKED).exists() else (),
+            authorities=read_certificates(where / CA) if files.is_there(where / CA) else (),
+            pins=read_pins(where / PINS) if files.is_there(where / PINS) else (),
+            revoked=tuple(sorted(read_revoked(where / REVOKED))) if files.is_there(where / REVOKED) else (),
         )
         if found == cls():
             raise IdentityError(f"{where} holds no certificate, CA or pin")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -11,7 +12,8 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -142,6 +144,10 @@ def test_a_first_line_that_was_cut(path: Path) -> None:
     ("content", "sentence"),
     [
         (b"hello\n", "the last line of .* is no audit event"),
+        (b"hello, in one line", "is no audit log"),
+        (b"{}", "is no audit log"),
+        (b'{"n": 2, "time": "2030', "is no audit log"),
+        (b"\0" * 64, "is no audit log"),
         (b"\0" * 64 + b"\n", "is no audit event"),
         (b"\n", "is no audit event"),
         (b'{"n": 1}\n', "is no audit event"),
@@ -153,10 +159,21 @@ def test_a_first_line_that_was_cut(path: Path) -> None:
 )
 def test_what_is_no_audit_log_is_left_alone(path: Path, content: bytes, sentence: str) -> None:
     path.write_bytes(content)
+    path.chmod(0o664)
     with pytest.raises(AuditError, match=sentence):
         AuditLog(path)
-    assert path.read_bytes() == content
+    assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (content, 0o664)
     assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("mode", [0o666, 0o640, 0o604])
+def test_a_log_that_others_could_read(path: Path, mode: int) -> None:
+    with AuditLog(path):
+        pass
+    path.chmod(mode)
+    with AuditLog(path):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert verify_audit(path).lines == 4
 
 
 def make_fifo(path: Path) -> None:
@@ -222,6 +239,68 @@ def test_a_process_that_is_killed_has_written_all(path: Path) -> None:
     with AuditLog(path):
         pass
     assert verify_audit(path).closed
+
+
+FORKED = """
+import os, sys, kvwire
+log = kvwire.AuditLog(sys.argv[1])
+(may_end, end), (done, tell) = os.pipe(), os.pipe()
+child = os.fork()
+if child == 0:
+    log.write("abort", transfer=1)
+    if sys.argv[2] == "closes":
+        log.close()
+        log.close()
+    log.write("abort", transfer=2)
+    os.write(tell, b"x")
+    os.read(may_end, 1)
+    os._exit(0)
+os.read(done, 1)
+log.write("commit", transfer=3)
+try:
+    kvwire.AuditLog(sys.argv[1])
+except kvwire.AuditError as error:
+    print(error)
+log.close()
+kvwire.AuditLog(sys.argv[1]).close()
+os.write(end, b"x")
+sys.exit(os.waitpid(child, 0)[1])
+"""
+
+
+@pytest.mark.parametrize("what", ["closes", "keeps its descriptor"])
+def test_after_a_fork_the_log_is_the_parents(path: Path, what: str) -> None:
+    """What the child does neither stands in it nor unlocks it; and once the parent has closed it, anybody may go on."""
+    done = python(FORKED, path, what)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "is being written by another process" in done.stdout
+    assert [event["event"] for event in events(path)] == ["open", "commit", "closed", "open", "closed"]
+    assert verify_audit(path).closed
+
+
+@contextlib.contextmanager
+def little_at_a_time() -> Iterator[None]:
+    """Threads take turns as often as the interpreter lets them."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+def test_threads(path: Path) -> None:
+    def commit() -> None:
+        for transfer in range(500):
+            log.write("commit", transfer=transfer)
+
+    with AuditLog(path) as log, little_at_a_time():
+        threads = [threading.Thread(target=commit) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert verify_audit(path).lines == 2002
 
 
 # --- a disk that is full ----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kvwire import AuthenticationFailed, Authority, Identity, IdentityError, Peer, pin, revoke
+from kvwire import AuthenticationFailed, Authority, Identity, IdentityError, KeyFiles, Peer, pin, revoke
 from tests.unit.security_kit import DECODE, PREFILL, meet, under_one_ca
 
 
@@ -111,10 +111,12 @@ def test_files_of_other_names_and_a_list_that_cannot_be_read(
 
 
 @pytest.mark.parametrize("make", [dangling, loop])
-def test_a_command_makes_no_new_list_in_place_of_one_it_cannot_read(
+def test_a_command_takes_no_list_that_it_cannot_read_for_an_empty_one(
     pair: tuple[Path, Path], make: Callable[[Path], None]
 ) -> None:
     make(pair[0] / "revoked.txt")
+    with pytest.raises(IdentityError, match=r"revoked\.txt"):
+        KeyFiles.read(pair[0])
     with pytest.raises(IdentityError, match=r"revoked\.txt"):
         revoke(pair[0], "ab" * 32)
     assert (pair[0] / "revoked.txt").is_symlink()

@@ -4,9 +4,10 @@ authenticated; here, what a stranger has sent is bounded, and is not kept once O
 
 from __future__ import annotations
 
+import os
 import ssl
 
-from kvwire.errors import AuthenticationFailed, LinkLost
+from kvwire.errors import AuthenticationFailed, Closed, LinkLost
 from kvwire.security.identity import ALPN
 
 HANDSHAKE_BYTES = 64 * 1024
@@ -22,6 +23,7 @@ class Tls:
 
     def __init__(self, context: ssl.SSLContext, own: bytes, *, server: bool) -> None:
         self.own, self.peer = own, b""
+        self._pid = os.getpid()
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server)
         self._heard = 0
@@ -73,7 +75,9 @@ class Tls:
         return bytes(said)
 
     def send(self, data: bytes) -> bytes:
-        """The bytes that say this to the peer."""
+        """The bytes that say this to the peer. Closed in a child after a fork: keys and numbers are the parent's."""
+        if os.getpid() != self._pid:
+            raise Closed("this connection was made before the fork, and is the parent's")
         if data:
             self._tls.write(data)
         return self.pending()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kvwire import Config, ConfigError, Link, LinkLost, OfferRefused, PeerBusy, Policy, Quota, revoke, wire
+from kvwire import Closed, Config, ConfigError, Link, LinkLost, OfferRefused, PeerBusy, Policy, Quota, revoke, wire
 from kvwire.guard import MOST_PER_S
 from kvwire.wire import schema
 from tests.net import kit
@@ -87,10 +87,15 @@ async def test_a_child_leaves_the_parents_link_alone() -> None:
         if child == 0:
             try:
                 assert pair.link._control is not None
+                tls = pair.link._control._stream.tls
+                assert tls is not None
+                with pytest.raises(Closed, match="the parent's"):
+                    tls.send(b"x")
                 pair.link._control.close()
-            finally:
                 os._exit(0)
-        os.waitpid(child, 0)
+            finally:
+                os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
         await kit.still_works(pair)
         assert not pair.link.suspended
 

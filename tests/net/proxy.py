@@ -15,6 +15,8 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from kvwire import sockets
+
 T = TypeVar("T")
 Kind = Literal["control", "lane", "other"]
 Way = Literal["up", "down"]
@@ -142,7 +144,7 @@ class Proxy:
     async def _accept(self) -> None:
         tasks = set()
         while True:
-            here, _ = await self._loop.sock_accept(self._listener)
+            here, _ = await sockets.accept(self._listener)  # the loop's own loses one when it is cancelled
             if not self._open:
                 here.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 here.close()
@@ -160,10 +162,12 @@ class Proxy:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             await self._loop.sock_connect(there, ("127.0.0.1", self.target))
-        except OSError:
+        except BaseException as error:
             here.close()
             there.close()
-            return
+            if isinstance(error, OSError):
+                return
+            raise
         connection = Connection(here, there)
         self.connections.append(connection)
         connection.tasks = [

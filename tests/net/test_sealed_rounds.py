@@ -35,9 +35,9 @@ async def far_apart(lanes: int) -> AsyncIterator[tuple[Node, Node, int]]:
 
 
 async def counted(count: Callable[[], Awaitable[list[int]]], expected: list[int]) -> None:
-    """So many, unless the machine stood still meanwhile, which it does not do three times."""
+    """So many, unless the machine stood still meanwhile, which it does not do every time."""
     seen = []
-    for _ in range(3):
+    for _ in range(12):
         seen.append(await count())
         if seen[-1] == expected:
             return

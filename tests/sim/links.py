@@ -37,6 +37,8 @@ class SimLink(Link):
         super().__init__(node, session, peer, identity)
         self.process: Process = self.loop.process  # type: ignore[attr-defined]
         self.world = self.process.world
+        self.frozen_before_s = self.process.loop.frozen_s()
+        """How long its process's Python had stood still when it was made."""
         self.controls: list[Connection] = []
         """Its control connections, one after the other."""
         self.greeted: list[Connection] = []

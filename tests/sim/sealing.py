@@ -7,13 +7,13 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from kvwire import lanes
 from kvwire.errors import LinkLost
 from kvwire.security import schedule, tls
 from kvwire.wire import session as wire_session
 from kvwire.wire import tickets
 from kvwire.wire.keys import LaneSecrets
 from kvwire.wire.preamble import Join
+from tests.sim.engine import SimEngineLink
 
 NO_RANDOM = bytes(32)
 
@@ -66,12 +66,12 @@ def directions_alike() -> list[Any]:
 
 
 def lanes_in_the_clear() -> list[Any]:
-    real = lanes.Lanes.add
+    real = SimEngineLink.add_lane
 
-    def add(self: lanes.Lanes, sock: Any, lane: int, incarnation: int, keys: Any) -> None:
-        real(self, sock, lane, incarnation, None)
+    def add_lane(self: SimEngineLink, fd: int, lane: int, incarnation: int, secrets: Any = None) -> None:
+        real(self, fd, lane, incarnation, None)
 
-    return [mock.patch.object(lanes.Lanes, "add", add)]
+    return [mock.patch.object(SimEngineLink, "add_lane", add_lane)]
 
 
 def joins_believed() -> list[Any]:

@@ -163,6 +163,8 @@ class Verdict:
         text = f"a link of process {link.process.name} ended at {ended_at:.6f} with {link.error!r}"
         if not self._may_be_lost(link):
             self.history.violate(LASTING, f"{text}, and nothing was wrong with it")
+        if not link.greeted:  # whoever dialled hears that there is no such link when it dials again
+            return
         suspended = bool(link.spells) and link.spells[-1].ended_at == ended_at
         other = link.other
         if suspended or link.controls[-1].faults or other is None or other.over_at is None:
@@ -203,7 +205,8 @@ class Verdict:
         if self._lanes_went_wrong(link):
             return True
         if not self.world.config.resume_timeout_s or not link.greeted:  # what is lost with its control connection
-            return any(connection.faults for connection in link.controls)
+            late = any(end.process.loop.frozen_s() > end.frozen_before_s for end in (link, *link.others))
+            return any(connection.faults for connection in link.controls) or (late and not link.greeted)
         spell = link.spells[-1] if link.spells else None
         if spell is None or spell.resumed or link.ended_at is None:
             return False

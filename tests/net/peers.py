@@ -1,10 +1,10 @@
-"""Processes of this directory's own, to talk to, stop and kill."""
+"""Processes of this directory's own, to talk to, stop and kill; and servers that are none of kvwire's."""
 
 import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 from tests.net import kit
@@ -46,3 +46,31 @@ async def stopped(process: asyncio.subprocess.Process) -> None:
 
     process.send_signal(signal.SIGSTOP)
     await kit.eventually(lambda: states() == {"T"}, states)
+
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@contextlib.asynccontextmanager
+async def serving(handle: Handler) -> AsyncIterator[int]:
+    """The port of a fake server. Its connections are closed when `handle` returns."""
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        with contextlib.suppress(OSError, EOFError, asyncio.CancelledError):
+            await handle(reader, writer)
+        writer.close()
+        with contextlib.suppress(OSError, asyncio.CancelledError):
+            await writer.wait_closed()
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks)

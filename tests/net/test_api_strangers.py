@@ -9,7 +9,7 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import numpy as np
@@ -34,6 +34,7 @@ from kvwire import (
 )
 from tests.net import kit
 from tests.net.kit import Caches, joined, manifest
+from tests.net.peers import Handler, serving
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -234,33 +235,6 @@ async def test_more_half_open_connections_than_places() -> None:
 
 
 # --- strangers that are dialled -------------------------------------------------------------------------------
-
-Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-@contextlib.asynccontextmanager
-async def serving(handle: Handler) -> AsyncIterator[int]:
-    """The port of a fake server. Its connections are closed when `handle` returns."""
-    tasks: set[asyncio.Task[None]] = set()
-
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        tasks.add(task)
-        with contextlib.suppress(OSError, EOFError, asyncio.CancelledError):
-            await handle(reader, writer)
-        writer.close()
-        with contextlib.suppress(OSError, asyncio.CancelledError):
-            await writer.wait_closed()
-
-    server = await asyncio.start_server(connected, "127.0.0.1", 0)
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks)
 
 
 def saying(data: bytes, *, then_wait: bool = False) -> Handler:

@@ -1,10 +1,8 @@
 """What a sealed node may find where it dials: it says what is wrong, and has shown nothing of itself before it knew."""
 
 import asyncio
-import contextlib
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -30,6 +28,7 @@ from kvwire import (
 )
 from kvwire.wire.preamble import preamble
 from tests.net import kit
+from tests.net.peers import Handler, serving
 from tests.net.sealed import SEALED, context, logged
 from tests.unit.security_kit import DECODE, ca_of, forge, put
 
@@ -74,36 +73,6 @@ class Server:
                     writer.write(going.read())
         finally:
             self.over.set()
-
-
-Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-@asynccontextmanager
-async def serving(
-    answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
-) -> AsyncIterator[int]:
-    """The port of something that answers so, and hangs up when it has."""
-    tasks: set[asyncio.Task[None]] = set()
-
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        tasks.add(task)
-        with contextlib.suppress(OSError, EOFError, ssl.SSLError, asyncio.CancelledError):
-            await answer(reader, writer)
-        writer.close()
-        with contextlib.suppress(OSError, asyncio.CancelledError):
-            await writer.wait_closed()
-
-    server = await asyncio.start_server(connected, "127.0.0.1", 0)
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks)
 
 
 def identity(root: Path) -> Identity:

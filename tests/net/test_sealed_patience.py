@@ -134,7 +134,7 @@ async def test_a_tenant_has_as_many_links_as_its_quota(tmp_path: Path) -> None:
             await kit.move(link, node, "r")
 
 
-async def test_a_suspended_link_makes_room_for_its_own_tenant_only() -> None:
+async def test_a_suspended_link_makes_room_for_its_own_tenant_only(monkeypatch: pytest.MonkeyPatch) -> None:
     config = Config(lanes=1, max_links=1)
     async with (
         await kit.serve(config=config, policy=BOTH) as node,
@@ -146,7 +146,7 @@ async def test_a_suspended_link_makes_room_for_its_own_tenant_only() -> None:
         assert isinstance(there, Link)
         first._node._closed = True  # it does not come back
         assert first._dialler is not None
-        first._dialler.suspended = lambda: None  # type: ignore[method-assign]
+        monkeypatch.setattr(first._dialler, "suspended", lambda: None)
         first._connection_lost(first._control, LinkLost("it is gone"))
         await kit.eventually(lambda: there.suspended, "the link to be suspended")
         with pytest.raises(PeerBusy):

@@ -32,9 +32,10 @@ from kvwire.security.subject import FORM, Peer, Subject
 from kvwire.security.vouching import vouches
 
 ALPN = "kvwire/1"
-GROUP = "X25519"
+GROUP = "prime256v1"
 """Of TLS's key agreement, the only one: OpenSSL takes ffdhe8192 too, which costs whoever answers 0.1 s of a core for a
-ClientHello that a stranger has copied. `ssl` takes one group, so another one is a change here, and of both ends."""
+ClientHello that a stranger has copied. `ssl` takes one group, and in older Pythons (3.11.2) none but NIST's curves;
+another one is a change here, and of both ends."""
 
 log = logging.getLogger("kvwire")
 

@@ -272,7 +272,7 @@ def test_tls_12_is_refused(pair: tuple[Path, Path], server: bool) -> None:
         handshake(*((ours, old) if server else (old, ours)))
 
 
-@pytest.mark.parametrize("group", ["ffdhe2048", "ffdhe8192", "prime256v1", "X448"])
+@pytest.mark.parametrize("group", ["secp384r1", "ffdhe2048", "ffdhe8192", "X25519", "X448"])
 @pytest.mark.parametrize("server", [False, True])
 def test_another_group_is_refused(pair: tuple[Path, Path], server: bool, group: str) -> None:
     """Before anything is computed: the larger ones cost 0.1 s of a core, and who asks has not said who it is."""
@@ -282,8 +282,11 @@ def test_another_group_is_refused(pair: tuple[Path, Path], server: bool, group: 
     other.load_verify_locations(pair[0] / "ca.pem")
     ours = Identity.load(pair[1]).context(not server)
     ends = (ours, other) if server else (other, ours)
-    other.set_ecdh_curve("X25519")
+    other.set_ecdh_curve("prime256v1")
     handshake(*ends)
-    other.set_ecdh_curve(group)
+    try:
+        other.set_ecdh_curve(group)
+    except ssl.SSLError:
+        pytest.skip("this Python's ssl takes NIST's curves only")
     with pytest.raises(ssl.SSLError, match=r"NO_SUITABLE_KEY_SHARE|NO_SHARED_GROUP"):
         handshake(*ends)

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import NameOID
 
 from kvwire import Authority, Identity, Peer, Subject
+from kvwire.security.identity import GROUP
 
 PREFILL = Subject("acme", "prefill", "eu-west", "p1")
 DECODE = Subject("acme", "decode", "eu-north", "d1")
@@ -36,6 +37,7 @@ def bare_context(*, trusts: Path | None = None, shows: Path | None = None, serve
     """One end, the dialler unless `server`, that is not kvwire's."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
+    context.set_ecdh_curve(GROUP)
     if trusts:
         context.verify_mode = ssl.CERT_REQUIRED
         context.load_verify_locations(trusts)

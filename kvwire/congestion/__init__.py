@@ -1,6 +1,6 @@
 """Congestion controllers, what they are told, and how many lanes a link wants. Pure: no clock, socket, randomness."""
 
-from kvwire.congestion.bounds import check_budget
+from kvwire.congestion.bounds import FLOOR_BPS, check_budget
 from kvwire.congestion.budgeted import Budgeted
 from kvwire.congestion.fixed import Fixed
 from kvwire.congestion.guarded import Guarded
@@ -13,6 +13,7 @@ from kvwire.congestion.uncapped import Uncapped
 
 __all__ = [
     "CLASSES",
+    "FLOOR_BPS",
     "Budget",
     "Budgeted",
     "Controller",

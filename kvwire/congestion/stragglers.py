@@ -17,8 +17,18 @@ LEAST_MEDIAN_BYTES = 1024 * 1024
 
 
 def stalled(sample: PathSample) -> tuple[int, ...]:
-    """Lanes whose frames wait for an acknowledgement longer than max(3 RTT, 0.5 s): to be hedged, and replaced."""
-    return tuple(lane.lane for lane in sample.lanes if lane.stalled_s > max(STALL_RTTS * lane.rtt_s, STALL_S))
+    """Lanes to be hedged and replaced, the worst first: their frames wait for an acknowledgement longer than max(3 RTT,
+    0.5 s), and their path is gone (the peer's kernel is silent too) or others get on. Where none gets on and every kernel
+    is heard, it is the peer that is slow, and another connection would change nothing.
+    """
+
+    def limit_s(lane: LaneSample) -> float:
+        return max(STALL_RTTS * lane.rtt_s, STALL_S)
+
+    waiting = [lane for lane in sample.lanes if lane.stalled_s > limit_s(lane)]
+    others_move = sample.landed_bytes > 0 and len(waiting) < len(sample.lanes)
+    found = [lane for lane in waiting if others_move or lane.silent_s > limit_s(lane)]
+    return tuple(lane.lane for lane in sorted(found, key=lambda lane: -lane.stalled_s))
 
 
 class Stragglers:

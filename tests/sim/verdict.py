@@ -301,9 +301,9 @@ class Verdict:
             self._up(process, link)
             engine_link: Any = link.engine_link
             tables: tuple[Sized, ...] = (
-                link._outgoing,
-                link._incoming,
-                link._offers,
+                link._exchange.outgoing,
+                link._exchange.incoming,
+                link._exchange.offers,
                 session._outgoing,
                 session._incoming,
             )

@@ -38,7 +38,7 @@ def _comparison(text: str) -> str | int:
 def add_command(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser("loopback", help="two processes on this machine", description=__doc__)
     add = parser.add_argument
-    add("-P", dest="lanes", metavar="LANES", type=within(1, 64, int), default=kvwire.Config().lanes, help="TCP lanes")
+    add("-P", dest="lanes", metavar="LANES", type=within(1, 64, int), default=LOOPBACK_LANES, help="TCP lanes")
     size = parsed(parse_size)
     add("-n", dest="nbytes", metavar="BYTES", type=size, default=2048 * MIB, help="bytes per run, as 512MiB or 2G")
     add_job_arguments(parser)

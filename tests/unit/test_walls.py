@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "security": BASE | {"_ext", "wire.keys"},
     "codecs": BASE | {"_ext"},
     "pool": BASE | {"_ext"},
-    "telemetry": {"types", "congestion"},
+    "telemetry": {"types", "congestion", "errors"},
     "emulate": set(),
     "integrations": {"kvwire"},
     "routing": {"kvwire"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from ipaddress import ip_address
+from typing import Any
 
 from kvwire.errors import ConfigError
 from kvwire.types import ModelTag
@@ -102,7 +103,7 @@ class Config:
     """Kernel congestion control for lanes (TCP_CONGESTION), for example "cubic" or "bbr". None: BBR on a path longer
     than 2 ms where the host has it, else the host's choice."""
 
-    controller: str | Callable[[], object] = "none"
+    controller: str | Callable[[], Any] = "none"
     """What caps the rate of a link above the kernel's congestion control: a name (`kvwire.controllers()`), or what
     makes a `kvwire.Controller` for each link (docs/congestion.md)."""
 

@@ -7,7 +7,6 @@ never pass through here; they go from the engine's lanes straight into registere
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Mapping
 from copy import copy
@@ -162,15 +161,15 @@ class Link(Driver):
         return await self._questions.ask(outgoing, seconds)
 
     def set_budget(self, max_bps: float, *, expires_in_s: float, min_bps: float = FLOOR_BPS) -> None:
-        """What a scheduler allows this link to send: `max_bps` bits per second for `expires_in_s` from now, and from then
-        on `min_bps`, until a new budget comes. Counts within 100 ms. ConfigError for rates or times that are none.
+        """What a scheduler allows this link to send: `max_bps` bits per second for `expires_in_s` from now, and from
+        then on `min_bps`, until a new budget comes. Counts within 100 ms. ConfigError for rates or times that are none.
         """
         self._check_open()
         self._egress.set_budget(check_budget(max_bps, min_bps, expires_in_s))
 
     def telemetry(self, interval_s: float = 1.0) -> Reports:
-        """`async for report in link.telemetry()`: reports of what leaves here, until the link ends. 16 wait at most: who is
-        slow misses the oldest. ConfigError for an interval that is not 0.1 s to an hour.
+        """`async for report in link.telemetry()`: reports of what leaves here until the link ends. 16 wait at most: who
+        is slow misses the oldest. ConfigError for an interval that is not 0.1 s to an hour.
         """
         reports = self._egress.telemetry.reports(interval_s)
         self._egress.wake()
@@ -311,7 +310,10 @@ class Link(Driver):
         self._stop()
         if self._dialler is not None:
             self._dialler.stop()
-        futures: list[asyncio.Future[Any]] = [self._greeted, *(offer.granted for offer in self._exchange.offers.values())]
+        futures: list[asyncio.Future[Any]] = [
+            self._greeted,
+            *(offer.granted for offer in self._exchange.offers.values()),
+        ]
         for future in futures:
             if not future.done():
                 future.set_exception(copy(error))

@@ -194,7 +194,7 @@ class Node:
         return link
 
     def on_report(self, callback: Callback) -> Remove:
-        """Have the reports of every link given to `callback`, one a second each, as `Link.on_report` has those of one."""
+        """Have the reports of every link given to `callback`, one a second each; the rest as for `Link.on_report`."""
         remove = self.listeners.add(callback)
         for link in self._links:
             link._egress.wake()
@@ -279,7 +279,9 @@ class Node:
         random, now, frank = secrets.token_bytes(32), time.monotonic(), self._guard.frank(who)
         planner = LanePlanner(self.config.lanes)
         lanes = planner.start(rtt_s)
-        session = wire.Session(role, self.config, self._boot_id, random, link_id, now, agreement, frank=frank, lanes=lanes)
+        session = wire.Session(
+            role, self.config, self._boot_id, random, link_id, now, agreement, frank=frank, lanes=lanes
+        )
         link = Link(self, session, where, who, planner)
         self._links[link] = None
         if link_id:

@@ -17,9 +17,9 @@ LEAST_MEDIAN_BYTES = 1024 * 1024
 
 
 def stalled(sample: PathSample) -> tuple[int, ...]:
-    """Lanes to be hedged and replaced, the worst first: their frames wait for an acknowledgement longer than max(3 RTT,
-    0.5 s), and their path is gone (the peer's kernel is silent too) or others get on. Where none gets on and every kernel
-    is heard, it is the peer that is slow, and another connection would change nothing.
+    """Lanes to be hedged and replaced, the worst first: their frames wait for an acknowledgement longer than max(3
+    RTT, 0.5 s), and their path is gone (the peer's kernel is silent too) or others get on. Where none gets on and
+    every kernel is heard, it is the peer that is slow, and another connection would change nothing.
     """
 
     def limit_s(lane: LaneSample) -> float:

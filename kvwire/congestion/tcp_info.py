@@ -34,8 +34,8 @@ class TcpInfo(NamedTuple):
 
 
 _FIELDS = struct.Struct("<16xI4xI28xI8xI28xI16xQ16xII4xI8xQQQ4xIQQI20xH")
-"""Offsets: snd_mss 16, unacked 24, last_ack_recv 56, rtt 68, total_retrans 100, bytes_acked 120, notsent_bytes 144, min_rtt 148,
-data_segs_out 156, busy_time 168, rwnd_limited 176, sndbuf_limited 184, delivered_ce 196, bytes_sent 200,
+"""Offsets: snd_mss 16, unacked 24, last_ack_recv 56, rtt 68, total_retrans 100, bytes_acked 120, notsent_bytes 144,
+min_rtt 148, data_segs_out 156, busy_time 168, rwnd_limited 176, sndbuf_limited 184, delivered_ce 196, bytes_sent 200,
 bytes_retrans 208, dsack_dups 216, total_rto 240."""
 
 

@@ -14,7 +14,9 @@ from tests.net import kit
 from tests.net.kit import Caches, Pair
 
 MIB = 1 << 20
-BULK = GroupSpec.attention("full", range(8), DType.BF16, block_tokens=16, heads=8, head_dim=128)  # 64 KiB a block, layer
+BULK = GroupSpec.attention(
+    "full", range(8), DType.BF16, block_tokens=16, heads=8, head_dim=128
+)  # 64 KiB a block, layer
 BPS = 8 * 4 * MIB
 
 
@@ -25,7 +27,9 @@ def bulk(request_id: str, mib: int) -> kvwire.Manifest:
 class Moving:
     """A transfer of `mib` MiB that is wholly ready."""
 
-    def __init__(self, pair: Pair, out: kvwire.Outgoing, incoming: kvwire.Incoming, source: Caches, target: Caches) -> None:
+    def __init__(
+        self, pair: Pair, out: kvwire.Outgoing, incoming: kvwire.Incoming, source: Caches, target: Caches
+    ) -> None:
         self.pair, self.out, self.incoming = pair, out, incoming
         self._source, self._target = source, target
 
@@ -240,7 +244,9 @@ class TestOrder:
             assert not pair.back.busy, "nothing was sent"
             await (await begin(pair, 1, "late", deadline_s=-2, late="send")).end()
 
-    @pytest.mark.parametrize("more", [{"deadline_s": float("nan")}, {"deadline_s": "soon"}, {"deadline_s": 1, "late": "maybe"}])
+    @pytest.mark.parametrize(
+        "more", [{"deadline_s": float("nan")}, {"deadline_s": "soon"}, {"deadline_s": 1, "late": "maybe"}]
+    )
     async def test_a_deadline_that_is_none(self, more: dict[str, object]) -> None:
         async with paced() as pair:
             offer = bulk("none", 1)

@@ -320,6 +320,7 @@ class Verdict:
     def _up(self, process: Process, link: SimLink) -> None:
         """In peace every link is up at both ends, every lane comes back, and one that has ended ends at the other."""
         wanted, other = self.world.config.lanes, link.other
+        assert wanted is not None
         if link.suspended or other is None or other.over_at is not None:
             state = "is suspended" if link.suspended else "has no other end"
             self.history.violate(BOUNDED, f"process {process.name}: in peace a link {state}")

@@ -39,7 +39,9 @@ def test_differences() -> None:
         acked_bytes=5000,
         sent_bytes=6000,
         added_ns=SECOND // 2,
-        tcp_info=info(bytes_sent=8500, bytes_retrans=500, total_retrans=7, dsack_dups=1, rtt_us=40_000, min_rtt_us=38_000),
+        tcp_info=info(
+            bytes_sent=8500, bytes_retrans=500, total_retrans=7, dsack_dups=1, rtt_us=40_000, min_rtt_us=38_000
+        ),
     )
     sample = sampler.take([now], link(3 * SECOND, acked_bytes=4000, idle_ns=SECOND, queued_bytes=(1, 2, 3)), {0: "bbr"})
     assert sample is not None

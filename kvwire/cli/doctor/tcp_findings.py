@@ -215,8 +215,8 @@ def kernel(case: Case) -> Iterator[Finding]:
         (
             case.host.tcp_info_bytes < LEAST_TCP_INFO,
             "warning",
-            f"TCP_INFO has {case.host.tcp_info_bytes} bytes, {LEAST_TCP_INFO} are wanted: retransmissions and round trips of "
-            "lanes are not known",
+            f"TCP_INFO has {case.host.tcp_info_bytes} bytes, {LEAST_TCP_INFO} are wanted: retransmissions and round "
+            "trips of lanes are not known",
             elsewhere,
             "controllers and telemetry see loss and queues; without them `aimd` and `delay` never cap anything",
         ),

@@ -18,6 +18,7 @@ from kvwire.cli.loopback.pair import Pair, Run
 from kvwire.cli.memory import last_layer_bytes
 from kvwire.cli.progress import Progress
 from kvwire.cli.units import GB, MIB, parse_size, show_size
+from kvwire.congestion import LanePlanner
 
 BUFFER_BYTES = 512 * MIB
 """Largest transfer of the synthetic group; a larger run moves several through the same memory."""
@@ -33,6 +34,10 @@ def _comparison(text: str) -> str | int:
     if name == "page" and equals:
         return parse_size(size)
     raise ValueError(f"{text!r} cannot be compared with; expected iperf3, plain or page=SIZE")
+
+
+LOOPBACK_LANES = LanePlanner(None).start(0.0)
+"""What a link has within a site."""
 
 
 def add_command(subparsers: Subparsers) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from kvwire._ext.lanes import LaneStats, LinkStats
 from kvwire.congestion import LaneSample, PathSample, TcpInfo, parse
+
+if TYPE_CHECKING:
+    from kvwire._ext.lanes import LaneStats, LinkStats
 
 
 class Sampler:

@@ -18,7 +18,7 @@ LEAST_MEDIAN_BYTES = 1024 * 1024
 
 def stalled(sample: PathSample) -> tuple[int, ...]:
     """Lanes to be hedged and replaced, the worst first: their frames wait for an acknowledgement longer than max(3
-    RTT, 0.5 s), and their path is gone (the peer's kernel is silent too) or others get on. Where none gets on and
+    RTT, 0.5 s), and their path is gone (the peer's kernel is silent too) or other lanes are well. Where all wait and
     every kernel is heard, it is the peer that is slow, and another connection would change nothing.
     """
 
@@ -26,8 +26,9 @@ def stalled(sample: PathSample) -> tuple[int, ...]:
         return max(STALL_RTTS * lane.rtt_s, STALL_S)
 
     waiting = [lane for lane in sample.lanes if lane.stalled_s > limit_s(lane)]
-    others_move = sample.landed_bytes > 0 and len(waiting) < len(sample.lanes)
-    found = [lane for lane in waiting if others_move or lane.silent_s > limit_s(lane)]
+    # Half of it: when all begin to wait, one of them is the first to have waited for long.
+    others_well = any(lane.stalled_s < limit_s(lane) / 2 for lane in sample.lanes)
+    found = [lane for lane in waiting if others_well or lane.silent_s > limit_s(lane)]
     return tuple(lane.lane for lane in sorted(found, key=lambda lane: -lane.stalled_s))
 
 

@@ -1,13 +1,20 @@
 """From counters to samples: differences, and what of them may be believed."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kvwire._ext.lanes import LaneStats, LinkStats
 from kvwire.congestion import TcpInfo, parse
 from kvwire.congestion.tcp_info import _FIELDS
 from kvwire.sampling import Sampler
+
+if TYPE_CHECKING:
+    from kvwire._ext.lanes import LaneStats, LinkStats
+
+
+LANE = ("sent_bytes", "acked_bytes", "unacked_bytes", "stalled_ns", "added_ns")
+LINK = ("sent_bytes", "acked_bytes", "idle_ns", "paced_ns", "hedged_bytes", "resent_bytes")
+"""The counters that a sample is made from."""
 
 
 def info(**fields: int) -> bytes:
@@ -15,13 +22,13 @@ def info(**fields: int) -> bytes:
     return _FIELDS.pack(*TcpInfo(**fields))
 
 
-def lane(number: int = 0, incarnation: int = 1, **more: Any) -> LaneStats:
-    stats: dict[str, Any] = dict.fromkeys(LaneStats.__annotations__, 0)
+def lane(number: int = 0, incarnation: int = 1, **more: Any) -> "LaneStats":
+    stats: dict[str, Any] = dict.fromkeys(LANE, 0)
     return stats | {"lane": number, "incarnation": incarnation, "tcp_info": info()} | more  # type: ignore[return-value]
 
 
-def link(now_ns: int, **more: Any) -> LinkStats:
-    stats: dict[str, Any] = dict.fromkeys(LinkStats.__annotations__, 0)
+def link(now_ns: int, **more: Any) -> "LinkStats":
+    stats: dict[str, Any] = dict.fromkeys(LINK, 0)
     return stats | {"now_ns": now_ns, "queued_bytes": (0, 0, 0), "oldest_ns": (0, 0, 0)} | more  # type: ignore[return-value]
 
 

@@ -2,8 +2,10 @@
 
 import ctypes
 import os
+import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,14 +68,17 @@ class Namespace:
 
     def ip(self, *lines: str) -> None:
         """Commands of iproute2's `ip`, without that word."""
-        self.tool(["ip", "-batch", "-"], "\n".join(lines))
+        self.tool("ip -batch -", "\n".join(lines))
 
-    def tool(self, command: Sequence[str], text: str = "") -> str:
+    def tool(self, command: str, text: str = "") -> str:
         """What a command of the system prints there. OSError with what it says where it fails."""
+        words = command.split()
+        if shutil.which(words[0]) is None:
+            raise OSError(f"the command `{words[0]}` is missing; Debian's package is iproute2")
         with self.entered():
-            done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=30, check=False)
+            done = subprocess.run(words, input=text, capture_output=True, text=True, timeout=30, check=False)
         if done.returncode:
-            raise OSError(f"`{' '.join(command)}` failed: {(done.stderr or done.stdout).strip()}\n{text}".strip())
+            raise OSError(f"`{command}` failed: {(done.stderr or done.stdout).strip()}\n{text}".strip())
         return done.stdout
 
     def sysctl(self, name: str, value: str) -> None:
@@ -85,11 +90,31 @@ class Namespace:
 
 
 def may_make_namespaces() -> str:
-    """Empty, or why not."""
-    try:
-        Namespace().close()
-    except OSError as error:
-        return error.strerror or str(error)
+    """Empty, or why not. Tried by a thread that ends: one that may leave its namespace need not be let in again."""
+    faults: list[str] = []
+
+    def probe() -> None:
+        try:
+            Namespace().close()
+        except OSError as error:
+            faults.append(str(error))
+
+    thread = threading.Thread(target=probe)
+    thread.start()
+    thread.join()
+    return "".join(faults)
+
+
+def why_no_namespaces() -> str:
+    """Empty, or a sentence: what this process would need to make hosts."""
+    if shutil.which("ip") is None:
+        return "The command `ip` is missing; Debian's package is iproute2."
+    fault = may_make_namespaces()
+    if fault:
+        return (
+            f"Hosts need root, or a user namespace, in which `python -m kvwire.emulate COMMAND` runs a command where"
+            f" this machine allows it ({fault})."
+        )
     return ""
 
 

@@ -30,15 +30,11 @@ ANSWER_S = 10.0
 """The emulator answers within one round: milliseconds, on a machine that is not overloaded."""
 
 
-def why_not() -> str:
-    """Empty, or what is missing."""
+def probe() -> None:
+    """OSError with what is missing."""
     if not os.path.exists(DEVICE):
-        return f"there is no {DEVICE} (modprobe tun; in a container: --device {DEVICE})"
-    try:
-        os.close(os.open(DEVICE, os.O_RDWR))
-    except OSError as error:
-        return f"{DEVICE} cannot be opened: {error.strerror}"
-    return ""
+        raise OSError(f"there is no {DEVICE} (modprobe tun; in a container: --device {DEVICE})")
+    os.close(os.open(DEVICE, os.O_RDWR))
 
 
 def make_device(host: Namespace, name: str, address: str, mtu: int) -> int:
@@ -61,8 +57,6 @@ def make_device(host: Namespace, name: str, address: str, mtu: int) -> int:
 
 class TunLink:
     """Joins two hosts, as paths say; ends with `close`, or with this process."""
-
-    kind = "tun"
 
     def __init__(
         self, hosts: tuple[Namespace, Namespace], addresses: tuple[str, str], wishes: Wishes, mtu: int, seed: int

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from dataclasses import replace
 from functools import cache
 from typing import Literal, Protocol
 
-from kvwire.emulate import tun
+from kvwire.emulate import netem, tun
 from kvwire.emulate.hosts import ADDRESSES, Buffers, Hosts
-from kvwire.emulate.namespaces import may_make_namespaces
+from kvwire.emulate.namespaces import why_no_namespaces
+from kvwire.emulate.netem import NetemLink
 from kvwire.emulate.path import Counters, Path, Wishes
 from kvwire.emulate.tun import TunLink
 
@@ -22,34 +22,35 @@ class Link(Protocol):
 
     def apply(self, wishes: Wishes) -> None: ...
     def counters(self) -> tuple[Counters, Counters]: ...
-    def close(self) -> None: ...
 
 
 @cache
 def why_not(kind: Kind | None = None) -> str:
-    """Empty, or a sentence: what this process would need for an emulated link, of that kind."""
-    if shutil.which("ip") is None:
-        return "The command `ip` is missing; Debian's package is iproute2."
-    fault = may_make_namespaces()
+    """Empty, or a sentence: what this process would need for a link of that kind; without one, of any."""
+    fault = why_no_namespaces()
     if fault:
-        return (
-            f"Network namespaces need root or a user namespace, in which `python -m kvwire.emulate COMMAND` runs a"
-            f" command where the host allows it ({fault})."
-        )
-    fault = tun.why_not()
-    return f"The emulator needs TUN devices: {fault}." if fault else ""
+        return fault
+    if kind is None:
+        return "" if available() else why_not("tun")
+    try:
+        (netem if kind == "netem" else tun).probe()
+    except OSError as error:
+        return f"A link of kind {kind} cannot be made: {error}."
+    return ""
 
 
 def available() -> Kind | None:
-    """The kind of link that `Wan` makes unless told otherwise."""
-    return None if why_not("tun") else "tun"
+    """The kind of link that `Wan` makes unless told otherwise: the kernel's netem where it has one."""
+    kinds: tuple[Kind, ...] = ("netem", "tun")
+    return next((kind for kind in kinds if not why_not(kind)), None)
 
 
 class Wan(Hosts):
     """Hosts a and b and a link between them; a context manager.
 
-    `back` is as `there` where it is not given. `kind`: "netem" or "tun", by default what `available` says. `buffers`:
-    "big" raises what TCP may buffer to 64 MiB. OSError, with a sentence, where this machine cannot have one.
+    `back` is as `there` where it is not given. `kind`: "netem" or "tun", by default what `available` says. `seed`: of
+    the emulator's lots; netem draws its own. `buffers`: "big" raises what TCP may buffer to 64 MiB. OSError, with a
+    sentence, where this machine cannot have one; ValueError for what this kind cannot do.
     """
 
     def __init__(
@@ -71,12 +72,16 @@ class Wan(Hosts):
         self._lock = threading.Lock()
         self._wishes = Wishes(there=there, back=back or there)
         hosts = self._hosts["a"], self._hosts["b"]
+        self._link: Link
         try:
-            self._link: Link = TunLink(hosts, ADDRESSES, self._wishes, mtu, seed)
+            if chosen == "netem":
+                self._link = NetemLink(hosts, self._host(), ADDRESSES, self._wishes, mtu)
+            else:
+                self._link = TunLink(hosts, ADDRESSES, self._wishes, mtu, seed)
+                self._stack.callback(self._link.close)
         except BaseException:
             self.close()
             raise
-        self._stack.callback(self._link.close)
 
     def change(self, there: Path, back: Path | None = None) -> None:
         """From now on the link is like that; what it holds stays on its way: a shorter delay lets packets overtake."""

@@ -126,7 +126,9 @@ def _transfers(report: EgressReport) -> Values:
 
 
 def _rtts(report: EgressReport) -> Values:
-    return (("p50",), report.rtt_p50_s), (("p99",), report.rtt_p99_s), (("min",), report.rtt_min_s)
+    """Absent where none is known."""
+    stats = {"p50": report.rtt_p50_s, "p99": report.rtt_p99_s, "min": report.rtt_min_s}
+    return (((name,), value or None) for name, value in stats.items())
 
 
 def _limits(report: EgressReport) -> Values:

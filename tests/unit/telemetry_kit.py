@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from kvwire.congestion import Decision, LaneSample, PathSample
+from kvwire.congestion import Budget, Decision, LaneSample, PathSample
 from kvwire.telemetry import EgressReport, LinkState, ListenerCounts, ReportBuilder
 
 MSS = 1448
@@ -55,3 +55,28 @@ def report(**more: Any) -> EgressReport:
     for tick in range(10):
         builder.sample(0.1 * (tick + 1), at_rate(1e8, lanes=2))
     return made(builder, 1.0, **more)
+
+
+@dataclass
+class ALink:
+    report: EgressReport | None
+
+
+@dataclass
+class ANode:
+    """Has links, as a node has."""
+
+    links: list[ALink] = field(default_factory=list)
+
+
+BUDGET = Budget(max_bps=5e8, min_bps=1e7, lease_s=60.0)
+DECISION = Decision(pace_bps=4e8, peak_bps=8e8, inflight_cap=1 << 20)
+
+
+def full_report(link: str = "a", lanes: int = 2) -> EgressReport:
+    """One that has something to say to every metric."""
+    builder = ReportBuilder()
+    for tick in range(20):
+        builder.sample(0.1 * (tick + 1), at_rate(1e8, lanes=lanes))
+    state: dict[str, Any] = {"budget": BUDGET, "lease_left_s": 12.5, "decision": DECISION, "outgoing": (0, 3, 1)}
+    return made(builder, 2.0, link=link, tenant="acme", **state)

@@ -6,7 +6,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,36 +15,10 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoi
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics import exposition, parser
 
-from kvwire.congestion import Budget, Decision
 from kvwire.errors import ConfigError
-from kvwire.telemetry import EgressReport, ReportBuilder, metrics, opentelemetry, prometheus
+from kvwire.telemetry import ReportBuilder, metrics, opentelemetry, prometheus
 from kvwire.telemetry.metrics import MOST_LANES, MOST_LINKS, TABLE
-from tests.unit.telemetry_kit import at_rate, made
-
-
-@dataclass
-class ALink:
-    report: EgressReport | None
-
-
-@dataclass
-class ANode:
-    """Has links, as a node has."""
-
-    links: list[ALink] = field(default_factory=list)
-
-
-BUDGET = Budget(max_bps=5e8, min_bps=1e7, lease_s=60.0)
-DECISION = Decision(pace_bps=4e8, peak_bps=8e8, inflight_cap=1 << 20)
-
-
-def full_report(link: str = "a", lanes: int = 2) -> EgressReport:
-    """One that has something to say to every metric."""
-    builder = ReportBuilder()
-    for tick in range(20):
-        builder.sample(0.1 * (tick + 1), at_rate(1e8, lanes=lanes))
-    state: dict[str, Any] = {"budget": BUDGET, "lease_left_s": 12.5, "decision": DECISION, "outgoing": (0, 3, 1)}
-    return made(builder, 2.0, link=link, tenant="acme", **state)
+from tests.unit.telemetry_kit import ALink, ANode, full_report, made
 
 
 def series(node: ANode) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -109,6 +83,7 @@ def test_what_is_not_known_is_absent() -> None:
         "kvwire_eta_gib_seconds", "kvwire_controller_pace_bits_per_second", "kvwire_controller_peak_bits_per_second",
         "kvwire_controller_inflight_cap_bytes", "kvwire_budget_max_bits_per_second",
         "kvwire_budget_min_bits_per_second", "kvwire_budget_lease_left_seconds", "kvwire_lanes_by_congestion",
+        "kvwire_rtt_seconds",
     }  # fmt: skip
 
 

@@ -38,6 +38,11 @@ class Telemetry:
         self.latest: EgressReport | None = None
         """The latest report of a second; None before the first."""
 
+    @property
+    def listening(self) -> bool:
+        """Whether anybody hears this link's reports."""
+        return any(stream.listeners for stream in self._streams.values())
+
     def on_report(self, callback: Callback, interval_s: float = INTERVAL_S) -> Remove:
         """As `Listeners.add`. ConfigError for an interval that is not 0.1 s to an hour."""
         return self._stream(interval_s).listeners.add(callback)

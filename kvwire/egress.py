@@ -60,7 +60,7 @@ class Egress:
         self._fault: ControllerFault | None = None
         header = HEADER_BYTES_IPV6 if ":" in link.peer else HEADER_BYTES
         self.telemetry = Telemetry(time.monotonic(), header_bytes=header, upwards=link._node.listeners)
-        self.lanes_wanted = planner.start(0.0)
+        self.lanes_wanted = link._session.lanes or planner.start(0.0)
         self.stalled = 0
         """Lanes that make no progress."""
         self.long_path = False

@@ -1,11 +1,13 @@
 """The metrics, as one table that every exporter reads (docs/telemetry.md shows it).
 
 Exporters pull: whoever collects gets the latest report of each link that is up, so a link that has ended is gone from
-what they say, and nothing has to be kept.
+what they say, and nothing has to be kept. They listen, too, since nobody looks at a link that carries nothing while
+nobody listens.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
@@ -17,6 +19,8 @@ from kvwire.telemetry.reports import EgressReport, LaneReport
 MOST_LINKS = 256
 MOST_LANES = 1024
 """Of all links together."""
+SILENT_S = 5.0
+"""Older than that, what a report says of now is not so: its link is suspended, or its node's Python stands still."""
 MOST_SERIES = 40_000
 """What that comes to at most, whoever dials the node: about 80 for a link and 13 for a lane."""
 
@@ -37,12 +41,16 @@ class Source(Protocol):
     def links(self) -> Sequence[Reporting]:
         """Those that are up."""
 
+    def on_report(self, callback: Callable[[EgressReport], object]) -> Callable[[], None]:
+        """Have it called with every report; returns what ends that."""
+
 
 class Snapshot(NamedTuple):
     """What there is to export, now."""
 
     reports: list[EgressReport]
     links: int
+    links_silent: int
     links_left_out: int
     lanes_left_out: int
 
@@ -94,21 +102,22 @@ PROMETHEUS_UNITS = {"By": "bytes", "s": "seconds", "bit/s": "bits_per_second", "
 
 def snapshot(source: Source) -> Snapshot:
     """The latest reports of the links that are up, within bounds: the first MOST_LINKS, lanes while they last."""
-    links = source.links
-    all_reports = [report for link in links if (report := link.report) is not None]
-    reports, lanes_left, left_out = [], MOST_LANES, 0
-    for report in all_reports[:MOST_LINKS]:
+    links, now = source.links, time.time()
+    latest = [report for link in links if (report := link.report) is not None and now - report.time_s < SILENT_S]
+    reports, lanes_left, lanes_left_out = [], MOST_LANES, 0
+    for report in latest[:MOST_LINKS]:
         told = report.lanes[:lanes_left]
         lanes_left -= len(told)
-        left_out += len(report.lanes) - len(told)
+        lanes_left_out += len(report.lanes) - len(told)
         reports.append(report if len(told) == len(report.lanes) else replace(report, lanes=told))
-    return Snapshot(reports, len(links), len(all_reports) - len(reports), left_out)
+    return Snapshot(reports, len(links), len(links) - len(latest), len(latest) - len(reports), lanes_left_out)
 
 
-def check_source(source: object) -> None:
-    """ConfigError for what is no node."""
+def keep_looking(source: Source) -> Callable[[], None]:
+    """Listen, so that links are looked at; returns what ends that. ConfigError for what is no node."""
     if not isinstance(source, Source):
         raise ConfigError(f"there is nothing to export of {source!r:.80}; expected a kvwire.Node")
+    return source.on_report(lambda report: None)
 
 
 def missing(package: str) -> ConfigError:
@@ -166,6 +175,10 @@ def _lane_limits(report: EgressReport) -> Values:
 
 TABLE: tuple[Metric, ...] = (
     Metric("links", "gauge", "{link}", "Links that are up", node=lambda found: found.links),
+    Metric(
+        "links_silent", "gauge", "{link}", "Links that have not reported for 5 s, of which nothing else is told",
+        node=lambda found: found.links_silent,
+    ),
     Metric(
         "links_left_out", "gauge", "{link}", f"Links beyond the first {MOST_LINKS}, which are told of nowhere else",
         node=lambda found: found.links_left_out,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from kvwire.telemetry.metrics import TABLE, Metric, Source, check_source, missing, snapshot
+from kvwire.telemetry.metrics import TABLE, Metric, Source, keep_looking, missing, snapshot
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
@@ -22,6 +22,7 @@ class Exporter:
 
     def __init__(self, source: Source, provider: MeterProvider) -> None:
         self._source = source
+        self._stop_looking = keep_looking(source)
         self._closed = False
         meter = provider.get_meter("kvwire")
         for metric in TABLE:
@@ -31,6 +32,7 @@ class Exporter:
     def close(self) -> None:
         """Nothing more is observed; OpenTelemetry knows no way to take an instrument back. Idempotent."""
         self._closed = True
+        self._stop_looking()
 
     def _observe(self, metric: Metric) -> Callable[[CallbackOptions], Iterable[Observation]]:
         from opentelemetry.metrics import Observation
@@ -47,11 +49,11 @@ class Exporter:
 
 
 def export(source: Source, provider: MeterProvider | None = None) -> Exporter:
-    """Export what a node's links report, through `provider` (None: the global one), until the exporter is closed.
+    """Export what a node's links report, through `provider` (None: the global one), until the exporter is closed. To
+    be called, and closed, on the node's event loop.
 
     ConfigError where opentelemetry-api is not installed.
     """
-    check_source(source)
     try:
         from opentelemetry.metrics import get_meter_provider
     except ImportError:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
 from kvwire.errors import ConfigError
-from kvwire.telemetry.metrics import PROMETHEUS_UNITS, TABLE, Metric, Source, check_source, missing, snapshot
+from kvwire.telemetry.metrics import PROMETHEUS_UNITS, TABLE, Metric, Source, keep_looking, missing, snapshot
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -29,9 +29,14 @@ class Exporter:
 
     def __init__(self, source: Source, registry: CollectorRegistry) -> None:
         self._source = source
+        self._stop_looking = keep_looking(source)
         self._registry = registry
         self._closed = False
-        registry.register(cast("Collector", self))
+        try:
+            registry.register(cast("Collector", self))
+        except BaseException:
+            self._stop_looking()
+            raise
 
     def describe(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
         """The names, so that a registry can tell two exporters apart."""
@@ -50,15 +55,16 @@ class Exporter:
         """Out of the registry; idempotent."""
         if not self._closed:
             self._closed = True
+            self._stop_looking()
             self._registry.unregister(cast("Collector", self))
 
 
 def export(source: Source, registry: CollectorRegistry | None = None) -> Exporter:
-    """Export what a node's links report, to `registry` (None: the default one), until the exporter is closed.
+    """Export what a node's links report, to `registry` (None: the default one), until the exporter is closed. To be
+    called, and closed, on the node's event loop.
 
     ConfigError where prometheus_client is not installed, or the registry has another node's metrics already.
     """
-    check_source(source)
     try:
         import prometheus_client
     except ImportError:

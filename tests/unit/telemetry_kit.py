@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from kvwire.congestion import Budget, Decision, LaneSample, PathSample
-from kvwire.telemetry import EgressReport, LinkState, ListenerCounts, ReportBuilder
+from kvwire.telemetry import Callback, EgressReport, LinkState, ListenerCounts, Listeners, Remove, ReportBuilder
 
 MSS = 1448
 HEADERS = 52
@@ -41,7 +42,7 @@ def at_rate(wire_bps: float, interval_s: float = 0.1, lanes: int = 1, **more: An
 
 
 def state(**more: Any) -> LinkState:
-    values: dict[str, Any] = {"time_s": 1.0, "link": "a", "peer": "10.0.0.2 port 7878", "decision": Decision()}
+    values: dict[str, Any] = {"time_s": time.time(), "link": "a", "peer": "10.0.0.2 port 7878", "decision": Decision()}
     return LinkState(**values | more)
 
 
@@ -67,6 +68,10 @@ class ANode:
     """Has links, as a node has."""
 
     links: list[ALink] = field(default_factory=list)
+    listeners: Listeners = field(default_factory=Listeners)
+
+    def on_report(self, callback: Callback) -> Remove:
+        return self.listeners.add(callback)
 
 
 BUDGET = Budget(max_bps=5e8, min_bps=1e7, lease_s=60.0)

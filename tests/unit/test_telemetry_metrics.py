@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -117,7 +118,22 @@ def test_series_vanish_with_their_link() -> None:
     assert series(node)["kvwire_links", frozenset()] == 0
 
 
-@pytest.mark.filterwarnings("error")
+def test_a_link_that_has_fallen_silent_is_not_believed() -> None:
+    old = replace(full_report("old"), time_s=time.time() - 6)
+    found = series(ANode([ALink(full_report("a")), ALink(old), ALink(None)]))
+    assert {dict(labels)["link"] for _, labels in found if labels} == {"a"}
+    assert (found["kvwire_links", frozenset()], found["kvwire_links_silent", frozenset()]) == (3, 2)
+
+
+@pytest.mark.parametrize("export", [lambda node: prometheus.export(node, CollectorRegistry()), opentelemetry.export])
+def test_links_are_looked_at_while_they_are_exported(export: Callable[[ANode], Any]) -> None:
+    node = ANode()
+    exporter = export(node)
+    assert node.listeners.counts.listening == 1
+    exporter.close()
+    assert node.listeners.counts.listening == 0
+
+
 def test_both_text_forms_are_well_formed() -> None:
     registry = CollectorRegistry()
     prometheus.export(ANode([ALink(full_report('a "quoted"\nlink'))]), registry)
@@ -132,11 +148,13 @@ def test_both_text_forms_are_well_formed() -> None:
 def test_one_node_a_registry_and_out_again() -> None:
     registry = CollectorRegistry()
     exporter = prometheus.export(ANode(), registry)
+    second = ANode()
     with pytest.raises(ConfigError, match="already"):
-        prometheus.export(ANode(), registry)
+        prometheus.export(second, registry)
     exporter.close()
     exporter.close()
     assert list(registry.collect()) == []
+    assert second.listeners.counts.listening == 0
     prometheus.export(ANode(), registry).close()
 
 
@@ -210,5 +228,5 @@ def test_what_is_no_node_is_refused(export: Callable[[Any], object]) -> None:
 
 def test_a_link_that_has_not_reported_yet_only_counts() -> None:
     assert {name for name, _ in series(ANode([ALink(None)]))} == {
-        "kvwire_links", "kvwire_links_left_out", "kvwire_lanes_left_out",
+        "kvwire_links", "kvwire_links_silent", "kvwire_links_left_out", "kvwire_lanes_left_out",
     }  # fmt: skip

@@ -55,7 +55,7 @@ def _links(links: Iterable[LinkView]) -> Table:
         capacity = _of(show_rate, it.get("capacity_bits_per_second"))
         rtts = "/".join(_of(show_time, it.get("rtt_seconds", stat=stat)) for stat in ("p50", "p99", "min"))
         table.add_row(
-            Text(it.link),
+            Text(it.link[:8]),
             Text(f"{it.peer} ({tenant})" if tenant else it.peer),
             _of(show_rate, it.get("goodput_bits_per_second")),
             capacity if capacity == "-" else bound + capacity,
@@ -80,7 +80,7 @@ def _queues(links: Iterable[LinkView]) -> Table:
         lease = it.get("budget_lease_left_seconds")
         budget = _of(show_rate, it.get("budget_max_bits_per_second"))
         table.add_row(
-            Text(it.link),
+            Text(it.link[:8]),
             *queued,
             _transfers(it, "out"),
             _transfers(it, "in"),
@@ -101,7 +101,7 @@ def _lanes(links: Iterable[LinkView]) -> Table:
         for lane in it.lanes:
             again = it.get("lane_retransmission_ratio", lane=lane)
             table.add_row(
-                Text(it.link),
+                Text(it.link[:8]),
                 lane,
                 Text(it.label("lane_info", "congestion", lane=lane)),
                 _of(show_rate, it.get("lane_goodput_bits_per_second", lane=lane)),

@@ -56,18 +56,18 @@ def test_rate() -> None:
 
 
 def test_a_full_queue_drops_the_rest() -> None:
-    with Wan(Path(delay_s=0.005, rate_bps=8e6, queue_bytes=20_000), fast()) as wan:
+    with Wan(Path(delay_s=0.005, rate_bps=2e6, queue_bytes=10_000), fast()) as wan:
         heard = datagrams(wan, 200, size=1372, gap_s=0.0)
         counted = wan.counters()["there"]
         check_counters(wan)
     assert counted.overflowed == 200 - len(heard.numbers) > 50
     assert heard.numbers == sorted(heard.numbers)
-    assert max(heard.delays_s) > 0.015  # 20 ms of queue and 5 of delay, where the sender was quick enough
+    assert max(heard.delays_s) > 0.03  # 40 ms of queue and 5 of delay
     if wan.kind == "tun":
         assert counted.queueing is not None
         assert counted.queue_max_bytes is not None
-        assert 18_000 < counted.queue_max_bytes <= 20_000
-        assert 0.01 < counted.queueing.quantile_s(0.95) < 0.022
+        assert 8_600 < counted.queue_max_bytes <= 10_000
+        assert 0.02 < counted.queueing.quantile_s(0.95) < 0.043
         assert counted.queueing.total == len(heard.numbers)
 
 
@@ -105,6 +105,7 @@ def test_a_change_holds_at_once() -> None:
         check_counters(wan)
 
 
+@only_tun
 def test_a_slower_link_drains_its_queue_slowly() -> None:
     with Wan(Path(delay_s=0.001, rate_bps=4e6, queue_bytes=100_000), fast()) as wan:
         here, there = connect(wan)

@@ -83,6 +83,10 @@ class AuditError(LocalError):
     """An audit log cannot be written, or is not what was written."""
 
 
+class ControllerFault(LocalError, RuntimeError):
+    """A congestion controller raised, or decided on a rate that cannot be. Its last good decision holds."""
+
+
 class LeaseHeld(LocalError, RuntimeError):
     """Memory that a transfer still reads or writes was about to be reused or freed."""
 

@@ -56,6 +56,9 @@ class LaneSample:
     """Claimed from the queue and not acknowledged by the peer's engine, now."""
     stalled_s: float
     """How long frames wait for an acknowledgement of the peer's engine and none comes, now; 0.0: nothing waits."""
+    silent_s: float
+    """Of that, with segments in flight and not one acknowledgement from the peer's kernel, now (tcpi_last_ack_recv):
+    the path is gone, and not the peer slow."""
     busy_s: float
     """With data in the socket (tcpi_busy_time); of that, the next two."""
     receiver_limited_s: float
@@ -103,6 +106,11 @@ class PathSample:
         return self.idle_s > 0.05 * self.interval_s
 
     @property
+    def pacing_limited(self) -> bool:
+        """Whether the rate of this interval is the pacer's."""
+        return self.paced_s > 0.05 * self.interval_s
+
+    @property
     def lost_share(self) -> float:
         """Share of segments that were sent again, those left out that the peer had already; 0.0 to 1.0."""
         if not self.segments:
@@ -141,20 +149,25 @@ class Decision:
 class Controller(Protocol):
     """A congestion controller: pure, told everything, asked once a tick. `now` is in seconds and never goes back.
 
-    The kernel's congestion control stays underneath; a controller only caps. Derive from nothing; have these methods.
+    The kernel's congestion control stays underneath; a controller only caps. What has these methods is one; who derives
+    from this class needs to write only those that it wants.
     """
 
     def on_sample(self, now: float, sample: PathSample) -> None:
         """What the link did since the last one."""
+        return
 
     def on_landed(self, now: float, nbytes: int, queue_s: float, net_s: float) -> None:
         """A transfer committed: bytes, from its last `ready` until that was claimed, and from there to the receipt."""
+        return
 
     def on_lane(self, now: float, lane: int, up: bool, reason: str) -> None:
         """A lane came up, or ended and why."""
+        return
 
     def on_budget(self, now: float, budget: Budget) -> None:
         """A scheduler allows another rate from now on."""
+        return
 
     def decide(self, now: float) -> Decision:
         """What holds until the next tick. Called after `on_sample`, and at once after `on_budget`."""

@@ -8,17 +8,19 @@ a rate from the delay. All of them need a base RTT, and whoever comes late takes
 So this drains for a moment every ten seconds, and looks again. And it asks whose a queue is: one that stays while the
 link sends half belongs to others; beside them the cap is lifted, and the kernel's congestion control takes its share.
 
-                            queue grows                  above 25 ms and stays
-    START (doubling) ------------------------> STEER --------------------------> HALVE
-                                               |   ^                            |     |
-                                  every 10 s   v   |   it drained               |     | it stays
-                                               DRAIN <--------------------------+     v
-                                                        HALVE again every 10 s <-- COMPETE
+    START    doubles until a queue shows                                          -> STEER
+    STEER    by the queue, to the target   every 10 s, where it never was empty   -> DRAIN
+                                           above the band, or pushed to a third   -> HALVE
+    DRAIN    half the rate, two RTTs       then                                   -> STEER
+    HALVE    half the rate, two RTTs and   the queue is gone: it was ours         -> STEER
+             twice the queue               it stays: it is others'                -> COMPETE
+    COMPETE  no cap                        after 10 s                             -> HALVE
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from enum import Enum
 from statistics import median
 
@@ -35,6 +37,8 @@ START_GAIN = 2.0 / 0.6931
 """2 / ln 2 doubles what is delivered every RTT (Cardwell et al., BBR, 2016)."""
 RAISE = 1.25
 """Per RTT while there is no queue at all: 1 Gbit/s from 200 Mbit/s in 8 RTTs, and a fifth too much for one of them."""
+EMPTY_RTTS = 2.0
+"""Empty for so long before that: what was sent after a drain has not come back yet, and may fill the link already."""
 STEER_RTTS = 4.0
 """A wrong queue is corrected over so many loop delays; below about 2 the loop rings."""
 LOWEST = 0.5
@@ -88,6 +92,13 @@ class Delay(Controller):
         self._above_since: float | None = None
         self._best_bps = 0.0  # since the last time that it was asked whose the queue is
         self._asked_s = 0.0  # the queue then
+        self._modes: dict[Mode, Callable[[float, float, PathSample], None]] = {
+            Mode.START: self._start,
+            Mode.STEER: self._steer,
+            Mode.DRAIN: self._drain,
+            Mode.HALVE: self._halve,
+            Mode.COMPETE: self._compete,
+        }
 
     def on_sample(self, now: float, sample: PathSample) -> None:
         rtt = _rtt(sample)
@@ -96,7 +107,7 @@ class Delay(Controller):
             return
         self._tick_s = min(MAX_TICK_S, max(MIN_TICK_S, rtt / 2))
         self._look(now, rtt, sample)
-        getattr(self, f"_{self.mode.value}")(now, rtt, sample)
+        self._modes[self.mode](now, rtt, sample)
 
     def decide(self, now: float) -> Decision:
         if self._pace_bps is None:
@@ -140,7 +151,7 @@ class Delay(Controller):
             self._set(max(self._pace_bps or 0.0, START_GAIN * self._delivered_bps))
 
     def _steer(self, now: float, rtt: float, sample: PathSample) -> None:
-        if sample.application_limited or (self._pace_bps is None and self.queue_s <= self._low_s):
+        if sample.application_limited:
             self._empty_since = self._above_since = None
             return
         if self.queue_s <= self._low_s:  # the base RTT shows by itself
@@ -154,10 +165,13 @@ class Delay(Controller):
             self._above_since = now
         self._best_bps = max(self._best_bps, self._delivered_bps)
         stays = self._above_since is not None and now - self._above_since > PATIENCE_RTTS * self._base_loop_s
+        # A pipe that runs empty (BBR's ProbeRTT, a time-out) delivers little for reasons of TCP's own.
+        inflight_bits = 8 * sum(lane.inflight_bytes for lane in sample.lanes)
+        drying = inflight_bits < LOWEST * (self._pace_bps or 0.0) * self._rtts[0][1]
         yielded = self.queue_s > self._target_s and self._delivered_bps < YIELDED * self._best_bps
-        if stays or yielded:
+        if stays or (yielded and not drying):
             self._halve_now(now, rtt)
-        else:
+        elif not drying:
             self._correct(now, sample)
 
     def _correct(self, now: float, sample: PathSample) -> None:
@@ -172,7 +186,7 @@ class Delay(Controller):
             return
         # Without a queue what is delivered says what was sent, by the cap or by TCP, and never asks for less.
         self._empty_since = now if self._empty_since is None else self._empty_since
-        if now - self._empty_since > self._loop_s:
+        if now - self._empty_since > EMPTY_RTTS * self._loop_s:
             gain = max(gain, RAISE)
         self._set(max(self._pace_bps or 0.0, gain * delivered))
 

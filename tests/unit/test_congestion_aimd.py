@@ -118,13 +118,12 @@ def decreases(path: Bottleneck) -> list[float]:
 @pytest.mark.parametrize("flow", [Cubic, Bbr])
 def test_it_backs_off_within_two_rtts_of_an_overflow(flow: type[Flow]) -> None:
     """The RTT of a full queue: what is dropped is missed when what waited before it has arrived."""
-    path = link([flow() for _ in range(16)], [(0.0, GBIT)], 30.0)
+    path = link([flow() for _ in range(8)], [(0.0, GBIT)], 15.0)
     found = decreases(path)
-    assert found
     full_rtt_s = 2 * RTT_S
-    for at in found:
-        assert any(at - 2 * full_rtt_s <= dropped < at for dropped in path.dropped_at)
-    assert found[0] - path.dropped_at[0] <= 2 * full_rtt_s
+    overflows = [path.dropped_at[0], *(later for at, later in pairwise(path.dropped_at) if later - at > 1.0)]
+    for began in overflows:
+        assert any(began < at <= began + 2 * full_rtt_s for at in found)
     assert all(later - before >= RTT_S for before, later in pairwise(found))
 
 
@@ -135,10 +134,10 @@ def test_random_loss_of_a_long_path_is_no_congestion(loss: float, seed: int) -> 
     assert decreases(path) == []
 
 
-@pytest.mark.parametrize(("flow", "least"), [(Cubic, 0.85), (Bbr, 0.65)])
+@pytest.mark.parametrize(("flow", "least"), [(Cubic, 0.85), (Bbr, 0.8)])
 def test_it_keeps_most_of_a_link(flow: type[Flow], least: float) -> None:
-    path = link([flow() for _ in range(16)], [(0.0, GBIT)], 30.0)
-    assert path.share(5.0, 30.0) >= least
+    path = link([flow() for _ in range(8)], [(0.0, GBIT)], 15.0)
+    assert path.share(5.0, 15.0) >= least
 
 
 def test_it_comes_back_within_five_seconds_of_a_step_up() -> None:

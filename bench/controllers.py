@@ -49,8 +49,8 @@ def budgeted() -> list[Moment]:
 
 
 def beside_cubic() -> list[Moment]:
-    others = [Sender([Cubic()], starts=5.0, ends=22.0), Sender([Cubic()], starts=6.0, ends=22.0)]
-    return path(make_controller("delay"), ((0.0, GBIT),), others).run(SECONDS).trace
+    others = [Sender([Cubic()], starts=5.0, ends=45.0), Sender([Cubic()], starts=6.0, ends=45.0)]
+    return path(make_controller("delay"), ((0.0, GBIT),), others).run(2 * SECONDS).trace
 
 
 STEPS = ((0.0, GBIT), (10.0, 0.2 * GBIT), (20.0, GBIT))
@@ -65,11 +65,13 @@ SCENES: dict[str, tuple[str, Callable[[], list[Moment]]]] = {
     "aimd": ("aimd", lambda: alone("aimd")),
     "delay": ("delay", lambda: alone("delay")),
     "budget": ("budget: 600; from 10 s 300, the lease ends at 18 s, floor 100; from 24 s 800 Mbit/s", budgeted),
-    "delay-beside-cubic": ("delay, beside two CUBIC flows from 5 s to 22 s", beside_cubic),
+    "delay-beside-cubic": ("delay, beside two CUBIC flows from 5 s to 45 s", beside_cubic),
 }
 
 
-def panel(top: float, caption: str, series: Sequence[tuple[str, str, Sequence[tuple[float, float]]]]) -> list[Markup]:
+def panel(
+    top: float, caption: str, seconds: float, series: Sequence[tuple[str, str, Sequence[tuple[float, float]]]]
+) -> list[Markup]:
     """One set of axes: (name, class, points) each, names in the corner."""
     bottom, end = top + PANEL, WIDTH - RIGHT
     ticks = linear_ticks(0.0, max((y for *_, points in series for _, y in points), default=1.0) or 1.0, 4)
@@ -78,13 +80,13 @@ def panel(top: float, caption: str, series: Sequence[tuple[str, str, Sequence[tu
         y = bottom - tick / ticks[-1] * PANEL
         marks.append(element("line", x1=LEFT, x2=end, y1=y, y2=y, class_="grid"))
         marks.append(element("text", f"{tick:.4g}", x=LEFT - 6, y=y + 4, class_="tick", text_anchor="end"))
-    for second in range(0, int(SECONDS) + 1, 5):
-        x = LEFT + second / SECONDS * (end - LEFT)
+    for second in range(0, round(seconds) + 1, 5):
+        x = LEFT + second / seconds * (end - LEFT)
         marks.append(element("text", str(second), x=x, y=bottom + 14, class_="tick", text_anchor="middle"))
     x = end
     for number, (name, class_, points) in reversed(list(enumerate(series))):
         stroke = f"stroke:var(--line-{number})"
-        places = (f"{LEFT + at / SECONDS * (end - LEFT):.1f} {bottom - y / ticks[-1] * PANEL:.1f}" for at, y in points)
+        places = (f"{LEFT + at / seconds * (end - LEFT):.1f} {bottom - y / ticks[-1] * PANEL:.1f}" for at, y in points)
         marks.append(element("path", d="M" + "L".join(places), class_=class_, style=stroke))
         if len(series) > 1:
             marks.append(element("text", name, x=x, y=top - 8, text_anchor="end", style=f"fill:var(--line-{number})"))
@@ -94,6 +96,7 @@ def panel(top: float, caption: str, series: Sequence[tuple[str, str, Sequence[tu
 
 def drawn(title: str, trace: Sequence[Moment]) -> str:
     """Three panels over one time: rates, RTT, queue."""
+    seconds = trace[-1].now
     every = trace[4::5]  # means over 100 ms
     means = [trace[start : start + 5] for start in range(0, len(trace), 5)]
     rates = [
@@ -103,11 +106,18 @@ def drawn(title: str, trace: Sequence[Moment]) -> str:
     caps = [(m.now, min(m.paces_bps[0], 1.6 * GBIT) / 1e6) for m in every if m.paces_bps[0] is not None]
     link = ("link", "dashed", [(m.now, m.link_bps / 1e6) for m in every])
     series = [rates[0], *([("cap", "line", caps)] if caps and len(rates) == 1 else []), *rates[1:], link]
+    rtts = [(m.now, m.rtt_s * 1e3) for m in every]
+    queues = [(m.now, m.queue_s * 1e3) for m in every]
     tops = [TOP + number * (PANEL + GAP + 10) for number in range(3)]
     marks = [
-        *panel(tops[0], "rate, Mbit/s", series),
-        *panel(tops[1], "smoothed RTT, ms", [("RTT", "line", [(m.now, m.rtt_s * 1e3) for m in every])]),
-        *panel(tops[2], "queue at the bottleneck, ms", [("queue", "line", [(m.now, m.queue_s * 1e3) for m in every])]),
+        *panel(tops[0], "rate, Mbit/s", seconds, series),
+        *panel(tops[1], "smoothed RTT, ms", seconds, [("RTT", "line", [(m.now, m.rtt_s * 1e3) for m in every])]),
+        *panel(
+            tops[2],
+            "queue at the bottleneck, ms",
+            seconds,
+            [("queue", "line", [(m.now, m.queue_s * 1e3) for m in every])],
+        ),
     ]
     height = tops[-1] + PANEL + 40
     caption = element("text", "time, s", x=(LEFT + WIDTH) / 2, y=height - 6, class_="tick", text_anchor="middle")

@@ -111,13 +111,8 @@ def drawn(title: str, trace: Sequence[Moment]) -> str:
     tops = [TOP + number * (PANEL + GAP + 10) for number in range(3)]
     marks = [
         *panel(tops[0], "rate, Mbit/s", seconds, series),
-        *panel(tops[1], "smoothed RTT, ms", seconds, [("RTT", "line", [(m.now, m.rtt_s * 1e3) for m in every])]),
-        *panel(
-            tops[2],
-            "queue at the bottleneck, ms",
-            seconds,
-            [("queue", "line", [(m.now, m.queue_s * 1e3) for m in every])],
-        ),
+        *panel(tops[1], "smoothed RTT, ms", seconds, [("RTT", "line", rtts)]),
+        *panel(tops[2], "queue at the bottleneck, ms", seconds, [("queue", "line", queues)]),
     ]
     height = tops[-1] + PANEL + 40
     caption = element("text", "time, s", x=(LEFT + WIDTH) / 2, y=height - 6, class_="tick", text_anchor="middle")

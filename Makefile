@@ -11,7 +11,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 		>/dev/null 2>&1 && echo $$python && break; done)
 
 SOURCES := pyproject.toml setup.py README.md kvwire/version.py \
-	$(shell find kvwire/_ext -name '*.pyx' -o -name '*.pxd' -o -name '*_impl.c' -o -name '*.h')
+	$(shell find kvwire/_ext kvwire/emulate -name '*.pyx' -o -name '*.pxd' -o -name '*_impl.c' -o -name '*.h')
 
 .PHONY: demo test lint sim test-models test-arm test-package storms clean
 
@@ -77,4 +77,4 @@ test-arm:
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info kvwire/_ext/lib .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	rm -f kvwire/_ext/*.so $(patsubst %.pyx,%.c,$(wildcard kvwire/_ext/*.pyx))
+	rm -f kvwire/*/*.so $(patsubst %.pyx,%.c,$(wildcard kvwire/*/*.pyx))

@@ -1,4 +1,4 @@
-"""Builds the extension modules: every kvwire/_ext/*.pyx. Everything else is in pyproject.toml."""
+"""Builds the extension modules: every .pyx of kvwire/_ext and kvwire/emulate. Everything else is in pyproject.toml."""
 
 import os
 import sys
@@ -11,6 +11,7 @@ if not sys.platform.startswith("linux"):
     sys.exit("kvwire builds on Linux only: its data plane is made of epoll, eventfd and TCP_INFO.")
 
 EXT = Path("kvwire/_ext")
+EMULATE = Path("kvwire/emulate")
 
 FLAGS = ["-std=gnu11", "-O3", "-pthread", "-fvisibility=hidden", "-Wall", "-Wextra"]
 STRICT = ["-Werror"] if os.environ.get("KVWIRE_WERROR") == "1" else []
@@ -22,13 +23,16 @@ def extension(pyx: Path) -> Extension:
     if "kvwire_crc32c" in text:
         sources.append(str(EXT / "crc32c_impl.c"))
         depends.append(str(EXT / "crc32c_impl.h"))
+    if pyx.parent == EMULATE:
+        sources += map(str, sorted(EMULATE.glob("*_impl.c")))
+        depends += map(str, sorted(EMULATE.glob("*.h")))
     if "KVWIRE_FLAGS" in text:
         macros.append(("KVWIRE_FLAGS", f'"{" ".join(FLAGS)}"'))
     return Extension(
-        f"kvwire._ext.{pyx.stem}",
+        ".".join(pyx.with_suffix("").parts),
         sources,
         depends=depends,
-        include_dirs=[str(EXT)],
+        include_dirs=[str(pyx.parent)],
         define_macros=macros,
         extra_compile_args=FLAGS + STRICT,
         extra_link_args=["-pthread", "-ldl"],  # libdl: part of libc from glibc 2.34 on
@@ -37,7 +41,7 @@ def extension(pyx: Path) -> Extension:
 
 setup(
     ext_modules=cythonize(
-        [extension(pyx) for pyx in sorted(EXT.glob("*.pyx"))],
+        [extension(pyx) for folder in (EXT, EMULATE) for pyx in sorted(folder.glob("*.pyx"))],
         compiler_directives={
             "language_level": 3,
             "boundscheck": False,

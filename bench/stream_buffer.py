@@ -13,6 +13,7 @@ import statistics
 import kvwire
 from kvwire.cli import machine
 from kvwire.cli.jobs import synthetic
+from kvwire.cli.loopback.command import LOOPBACK_LANES
 from kvwire.cli.loopback.pair import Pair
 from kvwire.cli.units import KIB, MIB, show_size
 
@@ -25,8 +26,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     runs = parser.parse_args().runs
     default, congestion = kvwire.Config(), machine.congestion(None)
-    points = [(stream, default.lanes) for stream in STREAM_BYTES]
-    points += [(default.stream_bytes, lanes) for lanes in LANES if lanes != default.lanes]
+    points = [(stream, LOOPBACK_LANES) for stream in STREAM_BYTES]
+    points += [(default.stream_bytes, lanes) for lanes in LANES if lanes != LOOPBACK_LANES]
     job = synthetic(256 * MIB, MIB, 256 * MIB)
     seen: dict[tuple[int, int], list[float]] = {point: [] for point in points}
     with contextlib.ExitStack() as stack:
@@ -41,7 +42,7 @@ def main() -> None:
                 run = pair.run(4)
                 assert not run.damage, run.damage
                 seen[point].append(run.goodput_GBps)
-    base = statistics.median(seen[default.stream_bytes, default.lanes])
+    base = statistics.median(seen[default.stream_bytes, LOOPBACK_LANES])
     results = []
     for (stream, lanes), figures in seen.items():
         ratio = statistics.median(figures) / base

@@ -1,6 +1,15 @@
 """kvwire moves the KV cache of large language models from the host that computed it to the host that uses it."""
 
 from kvwire.config import Config
+from kvwire.congestion import (
+    Budget,
+    Controller,
+    Decision,
+    LaneSample,
+    PathSample,
+    controllers,
+    register_controller,
+)
 from kvwire.errors import (
     AddressNotFound,
     AttachmentError,
@@ -62,6 +71,7 @@ from kvwire.security import (
     self_signed,
     verify_audit,
 )
+from kvwire.telemetry import EgressReport, LaneReport
 from kvwire.transfer import Receipt
 from kvwire.types import (
     BlockRange,
@@ -89,6 +99,7 @@ __all__ = [
     "AuthenticationFailed",
     "Authority",
     "BlockRange",
+    "Budget",
     "Certificate",
     "Closed",
     "CommitUnknown",
@@ -97,10 +108,13 @@ __all__ = [
     "ConnectRefused",
     "ConnectTimeout",
     "ContentMismatch",
+    "Controller",
     "ControllerFault",
     "DType",
     "DeadlineExceeded",
+    "Decision",
     "DuplicateTransfer",
+    "EgressReport",
     "Grant",
     "GroupKind",
     "GroupOffer",
@@ -111,6 +125,8 @@ __all__ = [
     "IntegrityError",
     "KeyFiles",
     "KvwireError",
+    "LaneReport",
+    "LaneSample",
     "Layer",
     "Lease",
     "LeaseHeld",
@@ -130,6 +146,7 @@ __all__ = [
     "Outgoing",
     "Pages",
     "Part",
+    "PathSample",
     "Peer",
     "PeerAborted",
     "PeerBusy",
@@ -150,8 +167,10 @@ __all__ = [
     "WrongThread",
     "__version__",
     "block_hashes",
+    "controllers",
     "layout_digest",
     "pin",
+    "register_controller",
     "revoke",
     "run",
     "self_signed",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from ipaddress import ip_address
+from typing import Any
 
 from kvwire.errors import ConfigError
 from kvwire.types import ModelTag
@@ -17,9 +19,10 @@ GIB = 1024 * MIB
 class Config:
     """Configuration of a node. Frozen: a node's configuration does not change while it runs."""
 
-    lanes: int = 4
-    """TCP lanes per link, 1 to 64, opened by the side that dials. Four use several cores and queues of a network card
-    and survive the loss of one. On a host with two cores, two are about a fifth faster (bench/README.md)."""
+    lanes: int | None = None
+    """TCP lanes per link, 1 to 64, opened by the side that dials. None: what the path is worth. That is four within a
+    site, which use several cores and queues of a network card and survive the loss of one, 16 on a long path, and from
+    there as many as the goodput pays for (docs/congestion.md). All links to one host have 64 between them."""
 
     workers: int = 2
     """Native threads that move bytes, 2 to 64. One can receive while another sends; more than the cores that may
@@ -97,18 +100,24 @@ class Config:
     Only those of the peer's family count. Empty: the kernel chooses."""
 
     congestion: str | None = None
-    """Kernel congestion control for lanes (TCP_CONGESTION), for example "cubic" or "bbr". None: the host's."""
+    """Kernel congestion control for lanes (TCP_CONGESTION), for example "cubic" or "bbr". None: BBR on a path longer
+    than 2 ms where the host has it, else the host's choice."""
+
+    controller: str | Callable[[], Any] = "none"
+    """What caps the rate of a link above the kernel's congestion control: a name (`kvwire.controllers()`), or what
+    makes a `kvwire.Controller` for each link (docs/congestion.md)."""
 
     def __post_init__(self) -> None:
         def check(name: str, low: float, high: float) -> None:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
                 raise ConfigError(f"{name} is {value!r}; expected {low} to {high}")
-            wants_int = type(_DEFAULTS[name]) is int
+            wants_int = type(_DEFAULTS[name]) is int or name == "lanes"
             if wants_int and not isinstance(value, int):
                 raise ConfigError(f"{name} is {value!r}; expected an integer")
 
-        check("lanes", 1, 64)
+        if self.lanes is not None:
+            check("lanes", 1, 64)
         check("workers", 2, 64)
         check("cell_bytes", 4 * KIB, 256 * KIB)
         if self.cell_bytes % (4 * KIB):
@@ -135,6 +144,8 @@ class Config:
             raise ConfigError(f"local_addresses is {self.local_addresses!r:.80}; expected a tuple of IP addresses")
         if self.congestion is not None and not isinstance(self.congestion, str):
             raise ConfigError(f"congestion is {self.congestion!r:.80}; expected a name or None")
+        if not isinstance(self.controller, str) and not callable(self.controller):
+            raise ConfigError(f"controller is {self.controller!r:.80}; expected a name, or what makes a controller")
 
 
 def _is_address(text: object) -> bool:

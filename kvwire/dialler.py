@@ -7,10 +7,12 @@ import logging
 import math
 import secrets
 import time
+from collections import deque
 from typing import TYPE_CHECKING, cast
 
 from kvwire import sockets, wire
 from kvwire.errors import AuthenticationFailed, KvwireError
+from kvwire.lanes import MOST_LANES
 
 if TYPE_CHECKING:
     from kvwire.link import Link
@@ -25,10 +27,18 @@ REDIAL_CONTROL_S = 0.5
 next loss is followed by a redial at once: a peer that hangs up as soon as it has greeted is not to be stormed."""
 REDIAL_ATTEMPT_S = 1.0
 """Longest wait for one attempt. A fresh one is at the peer before TCP tries a lost SYN for the second time."""
+REPLACE_S = 0.5
+"""A lane that makes no progress gets a fresh one beside it so often: when a path is back, a new connection knows at
+once, while the kernel's timers of an old one have backed off (docs/design.md)."""
+SPARES, SPARES_AT_ONCE = 4, 2
+"""Tickets in stock on a long path, and how many of them are tried at once: a control connection that stalls together
+with the lanes could bring none."""
+SPARE_S = 20.0
+"""How long a ticket is kept: it is good for 30 s (docs/security.md), and has a way to go."""
 
 
 class Dialler:
-    """Keeps a link connected, and at `Config.lanes` lanes.
+    """Keeps a link connected, and at as many lanes as it is to have.
 
     `host`, `port`: what the user named. `address`: what the control connection reached, which is one host.
     """
@@ -46,34 +56,72 @@ class Dialler:
         self._reached = address  # by the connection that is being made
         self._settled = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
+        self._invited = 0
+        self._draining: set[int] = set()
+        self._stocked_at = -math.inf
+        self._stock: deque[tuple[float, wire.Ticket]] = deque()
+        self._replaced_at = -math.inf
         self.all_up = asyncio.Event()
         """Set when every lane has been up for the first time, and when the link has ended."""
 
     # --- lanes ----------------------------------------------------------------------------------------------------
 
-    def take(self, ticket: wire.Ticket) -> None:
-        """Dial a lane with this ticket. One too many is left to expire."""
-        if self._link.lanes + len(self._dialling) < self._link.config.lanes:
-            task = self._link._spawn(self._dial_lane(ticket))
-            self._dialling.add(task)
-            task.add_done_callback(self._dialling.discard)
+    @property
+    def address(self) -> tuple[str, int]:
+        """The host at the other end, and its port."""
+        return self._address
 
-    async def _dial_lane(self, ticket: wire.Ticket) -> None:
+    @property
+    def wanted(self) -> int:
+        """Lanes that the link is to have; the acceptor may want more, where it is the one that sends."""
+        egress = self._link._egress
+        wanted = egress.lanes_wanted if self._link.config.lanes else max(egress.lanes_wanted, self._invited)
+        return max(1, min(wanted, self._link._node._lanes_to(self)))
+
+    @property
+    def _missing(self) -> int:
+        """Lanes to be dialled; one that makes no progress counts for none."""
+        link = self._link
+        lanes = link.lanes - len(self._draining) + len(self._dialling)
+        return min(self.wanted + link._egress.stalled, MOST_LANES) - lanes
+
+    def take(self, ticket: wire.Ticket) -> None:
+        """Dial a lane with this ticket, or keep it for the moment in which one is missed. One too many expires."""
+        if self._missing > 0:
+            self._dial(ticket, self._link.config.connect_timeout_s)
+        elif len(self._stock) < SPARES and self._link._egress.long_path:
+            self._stock.append((time.monotonic(), ticket))
+
+    def invite(self, count: int) -> None:
+        """The acceptor sends, and wants so many lanes."""
+        self._invited = min(count, MOST_LANES)
+        self.adjust()
+
+    def _dial(self, ticket: wire.Ticket, timeout_s: float) -> None:
+        task = self._link._spawn(self._dial_lane(ticket, timeout_s))
+        self._dialling.add(task)
+        task.add_done_callback(self._dialling.discard)
+
+    async def _dial_lane(self, ticket: wire.Ticket, timeout_s: float) -> None:
         link, config = self._link, self._link.config
+        joined = False
         try:
             turn = ticket.lane + self._failed
-            sock = await sockets.dial(*self._address, config.connect_timeout_s, config.local_addresses, turn)
+            sock = await sockets.dial(*self._address, timeout_s, config.local_addresses, turn)
             with sock:  # closed again unless the engine has taken it over
+                joined = True
                 join, keys = link._session.use_ticket(ticket, secrets.token_bytes(32))
                 async with asyncio.timeout(config.handshake_timeout_s):
                     await link.loop.sock_sendall(sock, join)
                 link._lanes.add(sock, ticket.lane, ticket.incarnation, keys)
             self._redials = 0
-            if link.lanes >= config.lanes:
+            if link.lanes >= self.wanted:
                 self.all_up.set()
         except (KvwireError, OSError) as error:
             log.info("no lane %d to %s: %s", ticket.lane, link.peer, error)
             self._failed += 1  # from another local address next time
+            if not joined and link._egress.stalled:
+                self._stock.append((time.monotonic(), ticket))  # nobody has seen it: good for another try
             self.want()
         finally:  # at once: a lane that is up must not count as one that is dialled, too (`take`: one never begun)
             self._dialling.discard(cast("asyncio.Task[None]", asyncio.current_task()))
@@ -89,19 +137,65 @@ class Dialler:
     def _request(self) -> None:
         self._timer = None
         link = self._link
-        if link.closed or link.suspended or link.lanes >= link.config.lanes:
+        if link.closed or link.suspended or link.lanes >= self.wanted + link._egress.stalled + len(self._draining):
             return
-        missing = link.config.lanes - link.lanes - len(self._dialling)
+        missing = self._missing
         if missing > 0:
-            link._session.request_lanes(time.monotonic(), missing)
-            link._pump()
+            self._ask(missing)
         self.want()  # and look again, whatever becomes of the tickets
+
+    def _ask(self, count: int) -> None:
+        self._link._session.request_lanes(time.monotonic(), count)
+        self._link._pump()
+
+    def stock_up(self) -> None:
+        """Have fresh tickets at hand, on a long path; called every now and then."""
+        now = time.monotonic()
+        while self._stock and self._stock[0][0] < now - SPARE_S:
+            self._stock.popleft()
+        if not self._stock and now >= self._stocked_at + SPARE_S and self._link._egress.long_path:
+            self._stocked_at = now
+            self._ask(SPARES)
+
+    def replace(self, stalled: int, timeout_s: float) -> None:
+        """So many lanes make no progress: dial fresh ones beside them, each attempt given up after `timeout_s`."""
+        now = time.monotonic()
+        if now < self._replaced_at + REPLACE_S or self._link.suspended:
+            return
+        self._replaced_at = now
+        for _ in range(min(stalled, SPARES_AT_ONCE, MOST_LANES - self._link.lanes)):
+            if self._stock:
+                self._dial(self._stock.popleft()[1], timeout_s)
+        if not self._stock:
+            self.want()
+
+    def adjust(self) -> None:
+        """Have as many lanes as are wanted. One too many ends once all that it carries has landed."""
+        link = self._link
+        self.stock_up()
+        if self._missing > 0:
+            self.want()
+        excess = link.lanes - len(self._draining) - self.wanted
+        if excess > 0 and not link._egress.stalled:
+            open_lanes = [stats for stats in link.lane_stats() if stats["lane"] not in self._draining]
+            for stats in sorted(open_lanes, key=lambda stats: stats["rate_Bps"])[:excess]:
+                self._draining.add(stats["lane"])
+                link.engine_link.drain_lane(stats["lane"])
+
+    def ended(self, lane: int) -> None:
+        """A lane is gone."""
+        self._draining.discard(lane)
+        if self._missing > 0:
+            self.want()
 
     # --- the link -------------------------------------------------------------------------------------------------
 
     def suspended(self) -> None:
         """The connection is lost: dial it again until the link is resumed or given up."""
         self._drop()
+        self._stock.clear()
+        self._invited = 0
+        self._draining.clear()
         self._settled.set()
         if self._up and self._link.loop.time() > self._up_at + REDIAL_CONTROL_S:
             self._pause_s = 0.0

@@ -43,8 +43,8 @@ class Incoming(Transfer):
 
     _handle: InTransfer | None
 
-    def __init__(self, link: Link, transfer_id: int, manifest: Manifest) -> None:
-        super().__init__(link, transfer_id, manifest)
+    def __init__(self, link: Link, transfer_id: int, manifest: Manifest, klass: int) -> None:
+        super().__init__(link, transfer_id, manifest, klass)
         self._changed = asyncio.Event()
         self._segments = manifest.segments()
         self._granted_segments = 0
@@ -120,7 +120,7 @@ class Incoming(Transfer):
             )
             self._bytes = total
             self._granted_segments = granted_segments
-            self._link._send_grant(self, grant)
+            self._link._exchange.send_grant(self, grant)
             self._granted, self._cell_bytes = granted, grant.cell_bytes
         except BaseException:
             self._handle = None
@@ -153,7 +153,7 @@ class Incoming(Transfer):
 
     def _refuse(self, reason: str) -> None:
         self._error = Closed(f"transfer {self.transfer_id} was refused here")
-        self._link._send_refuse(self, reason)
+        self._link._exchange.send_refuse(self, reason)
         self._finish()
 
     def _engine_changed(self) -> None:

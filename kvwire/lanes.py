@@ -10,7 +10,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from kvwire import sockets, wire
-from kvwire._ext.lanes import FAULTS, TAG_FAILURE, EngineLink
+from kvwire._ext.lanes import DRAINED, FAULTS, TAG_FAILURE, EngineLink
 from kvwire.errors import Closed, IntegrityError, LimitExceeded, LocalError
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class Lanes:
             self._link._session.lane_closed(time.monotonic(), lane, incarnation, str(error), 0)
             raise
         self.congestion[lane] = congestion
+        self._link._egress.lane_up(lane)
 
     def close(self, lane: int, incarnation: int) -> None:
         """The peer's end is gone. Where its kernel could not say so, this one would wait for it for ever."""
@@ -70,6 +71,7 @@ class Lanes:
             if link.closed:
                 continue
             link._session.lane_closed(now, lane, incarnation, reason, acked)
+            link._egress.lane_down(lane, reason, lost=code != DRAINED)
             if code in FAULTS:
                 event = "tag_failure" if code == TAG_FAILURE else "lane_fault"
                 link.journal.note(event, lane=lane, incarnation=incarnation, reason=reason)
@@ -77,7 +79,7 @@ class Lanes:
                 if len(self.faults) == LANE_FAULTS and now - self.faults[0] < FAULTS_S:
                     link._lose(IntegrityError(f"{LANE_FAULTS} lanes to {link.peer} went wrong, the last by {reason}"))
             if link._dialler is not None:
-                link._dialler.want()
+                link._dialler.ended(lane)
 
     def note_keys(self) -> None:
         """Have it logged where a lane goes on with another key: once a second, should a peer do so all the time."""

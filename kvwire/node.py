@@ -16,6 +16,7 @@ from kvwire._ext import cipher
 from kvwire._ext.engine import Engine
 from kvwire.acceptor import Acceptor
 from kvwire.config import Config
+from kvwire.congestion import LanePlanner, make_controller
 from kvwire.control import Stream, open_control
 from kvwire.dialler import Dialler
 from kvwire.errors import (
@@ -29,9 +30,11 @@ from kvwire.errors import (
 )
 from kvwire.guard import Guard
 from kvwire.incoming import Incoming
+from kvwire.lanes import MOST_LANES
 from kvwire.link import Link
 from kvwire.outcomes import Outcomes
 from kvwire.security import AuditLog, Identity, Peer, Policy
+from kvwire.telemetry import Callback, Listeners, Remove
 
 T = TypeVar("T")
 
@@ -66,6 +69,8 @@ class Node:
         self._offers: dict[Incoming, None] = {}  # in the order in which they came
         self._offer_came = asyncio.Event()
         self._outcomes = Outcomes()
+        self.listeners = Listeners()
+        """Who hears the reports of every link."""
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -162,7 +167,8 @@ class Node:
                     self._guard.refused(where, error)
                     raise type(error)(f"{where}: {error}") from None
                 self._check_open()
-                link = self._make_link("dialler", where, who, self._guard.agreement("dialler", stream, who))
+                agreement = self._guard.agreement("dialler", stream, who)
+                link = self._make_link("dialler", where, who, agreement, sockets.rtt_s(sock))
                 link._start(stream, Dialler(link, host, port, sockets.numeric_peer(sock)))
                 try:
                     await asyncio.shield(link._greeted)
@@ -186,6 +192,13 @@ class Node:
             await self._drop(sock, link)
             raise
         return link
+
+    def on_report(self, callback: Callback) -> Remove:
+        """Have the reports of every link given to `callback`, one a second each; the rest as for `Link.on_report`."""
+        remove = self.listeners.add(callback)
+        for link in self._links:
+            link._egress.wake()
+        return remove
 
     async def accept(self) -> Incoming:
         """The next offer from any link, in the order in which they came. Closed once the node is."""
@@ -259,11 +272,17 @@ class Node:
         stream = await open_control(sock, self._guard.tls(server=False))
         return stream, self._guard.admit(stream)
 
-    def _make_link(self, role: wire.Role, where: str, who: Peer | None, agreement: wire.KeyAgreement | None) -> Link:
+    def _make_link(
+        self, role: wire.Role, where: str, who: Peer | None, agreement: wire.KeyAgreement | None, rtt_s: float = 0.0
+    ) -> Link:
         link_id = secrets.token_bytes(16) if role == "acceptor" else b""
         random, now, frank = secrets.token_bytes(32), time.monotonic(), self._guard.frank(who)
-        session = wire.Session(role, self.config, self._boot_id, random, link_id, now, agreement, frank=frank)
-        link = Link(self, session, where, who)
+        planner = LanePlanner(self.config.lanes)
+        lanes = planner.start(rtt_s)
+        session = wire.Session(
+            role, self.config, self._boot_id, random, link_id, now, agreement, frank=frank, lanes=lanes
+        )
+        link = Link(self, session, where, who, planner)
         self._links[link] = None
         if link_id:
             self._by_id[link_id] = link
@@ -290,6 +309,12 @@ class Node:
         """What became of a transfer that this tenant offered to this node."""
         link = next((link for link in self._links if link._session.link_id == link_id), None)
         return self._outcomes.of(tenant, link, link_id, transfer)
+
+    def _lanes_to(self, dialler: Dialler) -> int:
+        """How many lanes a link may have, of those that all links to its host may have."""
+        host = dialler.address[0]
+        others = [link for link in self._links if link._dialler not in (None, dialler)]
+        return MOST_LANES - sum(it.lanes for it in others if it._dialler is not None and it._dialler.address[0] == host)
 
     def _lanes_left(self, link: Link) -> int:
         """How many lanes the policy still allows the link's tenant."""
@@ -347,4 +372,5 @@ def _guard(config: Config, identity: Identity | None, policy: Policy | None, aud
             hint="identity=Identity.load(directory), of what kvwire-keys made; or Config(plain=True) on both ends",
         )
     sockets.check_congestion(config)
+    make_controller(config.controller)  # ConfigError now, and not when somebody dials
     return Guard(identity, policy or Policy(), audit)

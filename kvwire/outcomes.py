@@ -26,7 +26,7 @@ class Outcomes:
     def keep(self, link: Link) -> None:
         """The link ends."""
         mine, link_id = self._gone.setdefault(link.tenant, {}), link._session.link_id
-        mine |= {(link_id, transfer): outcome for transfer, outcome in link.outcomes().items()}
+        mine |= {(link_id, transfer): outcome for transfer, outcome in link._exchange.outcomes().items()}
         for key in list(mine)[: max(0, len(mine) - REMEMBERED)]:
             del mine[key]
 
@@ -35,7 +35,7 @@ class Outcomes:
         tenant than the one that offered it."""
         if link is None:
             return self._gone.get(tenant, {}).get((link_id, transfer), "unknown")
-        return link.outcomes().get(transfer, "unknown") if link.tenant == tenant else "unknown"
+        return link._exchange.outcomes().get(transfer, "unknown") if link.tenant == tenant else "unknown"
 
 
 class Questions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from kvwire.errors import (
     AttachmentError,
     Closed,
     CommitUnknown,
+    DeadlineExceeded,
     KvwireError,
     LinkLost,
     OfferRefused,
@@ -26,11 +28,12 @@ from kvwire.errors import (
     SpecError,
 )
 from kvwire.pool import Slots
-from kvwire.transfer import Receipt, Transfer, check_slots, runs_of
+from kvwire.transfer import LONGEST_WAIT_S, Receipt, Transfer, check_slots, runs_of
 from kvwire.types import MAX_ATTACHMENT_BYTES, MAX_BLOCKS, BlockRange, Grant, GroupOffer, Manifest
 
 if TYPE_CHECKING:
     from kvwire._ext.layout import Segment
+    from kvwire.egress import Egress
     from kvwire.link import Link
 
 
@@ -97,6 +100,19 @@ def check_source(manifest: Manifest, source: Mapping[str, Slots]) -> None:
             )
 
 
+def due_ns(deadline_s: float, late: str) -> int:
+    """When a transfer is due, CLOCK_MONOTONIC. DeadlineExceeded where that has passed and `late` is "refuse"."""
+    if late not in ("refuse", "send"):
+        raise SpecError(f'late is {late!r}; expected "refuse" or "send"')
+    if isinstance(deadline_s, bool) or not isinstance(deadline_s, int | float) or not abs(deadline_s) <= LONGEST_WAIT_S:
+        raise SpecError(f"deadline_s is {deadline_s!r}; expected seconds from now")
+    if deadline_s <= 0 and late == "refuse":
+        raise DeadlineExceeded(
+            f"the deadline passed {-deadline_s:g} s ago", hint='late="send" sends it all the same, before its class'
+        )
+    return max(1, time.monotonic_ns() + int(deadline_s * 1e9))
+
+
 @dataclass(slots=True)
 class Offer:
     """What is on offer, under its present id: another one when the receiver has restarted."""
@@ -118,9 +134,9 @@ class Outgoing(Transfer):
     _handle: OutTransfer
 
     def __init__(self, link: Link, offer: Offer, grant: Grant) -> None:
-        super().__init__(link, offer.transfer, offer.manifest)
+        super().__init__(link, offer.transfer, offer.manifest, offer.klass)
         self._source = offer.source
-        self._klass, self._deadline_ns = offer.klass, offer.deadline_ns
+        self._deadline_ns = offer.deadline_ns
         self.granted: dict[str, tuple[int, ...]] = {}
         """Block numbers that the receiver wants, per group, ascending."""
         self._positions: dict[str, NDArray[np.int64]] = {}
@@ -147,8 +163,11 @@ class Outgoing(Transfer):
             nbytes += len(blocks) * offer.spec.block_bytes * len(offer.spec.layers)
             segments += self._source[offer.spec.name].segments(offer, blocks)
         attachment, link = self.manifest.attachment, self._link.engine_link
+        # State stands for the whole prefix: a decoder can begin without some blocks, and not without that.
+        kinds = {group.spec.name: group.spec.kind for group in self.manifest.groups}
+        ranks = [0 if kinds[group].is_state else 1 for group, _ in self.manifest.segments()]
         handle = OutTransfer(
-            link, self.transfer_id, segments, grant.cell_bytes, attachment, self._klass, self._deadline_ns
+            link, self.transfer_id, segments, grant.cell_bytes, attachment, self.klass, self._deadline_ns, ranks
         )
         self._positions, self.granted, self._bytes = positions, granted, nbytes
         return handle
@@ -285,6 +304,13 @@ class Outgoing(Transfer):
     def wait_committed(self, timeout_s: float) -> Receipt:
         """Blocking form of `committed` for engine threads; waits natively. After DeadlineExceeded it goes on."""
         return self._wait_end(timeout_s)
+
+    def _tell(self, egress: Egress) -> None:
+        """What the controller hears of a transfer that has ended."""
+        if self._handle is not None and self.state == "committed":
+            claimed, (_, last) = self._handle.last_claim_ns, self._ready_times()
+            queued_s = max(0, claimed - last) / 1e9
+            egress.landed(self._bytes, queued_s, max(0, self._handle.times_ns[2] - max(claimed, last)) / 1e9)
 
     def _lost(self) -> KvwireError:
         if self._handle.all_ready:

@@ -11,12 +11,12 @@ import contextlib
 import errno
 import os
 import socket
-import struct
 from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
 from kvwire.config import Config
+from kvwire.congestion import parse
 from kvwire.errors import (
     AddressNotFound,
     ConfigError,
@@ -29,11 +29,16 @@ from kvwire.errors import (
 
 TCP_USER_TIMEOUT = 18
 """linux/tcp.h"""
+TCP_RTO_MAX_MS = 44
+"""linux/tcp.h, Linux 6.15"""
+RTO_MAX_MS = 1000
+"""Longest pause between two tries of the kernel to get something through, where it lets one choose (else two minutes):
+its lowest. After a black hole of 2 s a lane stood still for 2.9 s, and for 3.9 s without (docs/design.md)."""
 IP_BIND_ADDRESS_NO_PORT = 24
 """linux/in.h"""
 HEAD_START_S = 0.25
 """What an address has before the next one is tried too: the Connection Attempt Delay of RFC 8305, section 5."""
-LONG_RTT_US = 2000
+LONG_RTT_S = 0.002
 """Above this RTT a path leaves the site, and BBR's indifference to stray loss is worth its CPU (docs/design.md)."""
 
 
@@ -50,10 +55,12 @@ def _congestion(sock: socket.socket) -> str:
     return raw.split(b"\0", 1)[0].decode()
 
 
-def _rtt_us(sock: socket.socket) -> int:
-    """Smoothed RTT of a connected socket: tcpi_rtt, 68 bytes into TCP_INFO (linux/tcp.h)."""
-    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
-    return int(struct.unpack_from("<I", info, 68)[0]) if len(info) >= 72 else 0
+def rtt_s(sock: socket.socket) -> float:
+    """Smoothed RTT of a connected socket (TCP_INFO); 0.0 on a host that does not say."""
+    try:
+        return parse(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)).rtt_us / 1e6
+    except OSError:
+        return 0.0
 
 
 def set_congestion(sock: socket.socket, name: str) -> None:
@@ -85,7 +92,7 @@ def tune_lane(sock: socket.socket, config: Config) -> str:
     available = _available_congestion_controls()
     current = _congestion(sock)
     wanted: tuple[str, ...] = ()
-    if _rtt_us(sock) > LONG_RTT_US:
+    if rtt_s(sock) > LONG_RTT_S:
         wanted = ("bbr",)
     elif current == "bbr":
         wanted = ("cubic", "reno")
@@ -101,6 +108,8 @@ def tune(sock: socket.socket, config: Config) -> None:
     """What every connection gets: no Nagle, and death when the peer's kernel is silent for too long."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, int(config.tcp_user_timeout_s * 1000))
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, TCP_RTO_MAX_MS, RTO_MAX_MS)
 
 
 async def _resolve(host: str, port: int, *, passive: bool = False) -> list[tuple[int, tuple[object, ...]]]:

@@ -77,12 +77,14 @@ def check_timeout(timeout_s: float) -> None:
 class Transfer:
     """What both halves share: identity, deadline, how an end becomes a result or an error."""
 
-    def __init__(self, link: Link, transfer_id: int, manifest: Manifest) -> None:
+    def __init__(self, link: Link, transfer_id: int, manifest: Manifest, klass: int) -> None:
         self._link = link
         self._loop = link.loop
         self._loop_thread = threading.get_ident()
         self.transfer_id = transfer_id
         self.manifest = manifest
+        self.klass = klass
+        """0 urgent, 1 demand, 2 background, as the sender has it."""
         self._handle: InTransfer | OutTransfer | None = None
         self._leases: list[Lease] = []
         self._error: KvwireError | None = None
@@ -126,7 +128,7 @@ class Transfer:
         self._release()
         if not self._ended.done():
             self._ended.set_result(None)
-            self._link._transfer_over(self)
+            self._link._exchange.over(self)
 
     def _fail(self, error: KvwireError) -> None:
         """End the transfer for a reason that came from elsewhere (peer, timer, link). Runs on the loop."""
@@ -197,5 +199,5 @@ class Transfer:
 
     def _abort_on_loop(self, reason: str) -> None:
         if not self._ended.done() and self.state != "committed":
-            self._link._send_abort(self, reason)
+            self._link._exchange.send_abort(self, reason)
             self._finish()

@@ -16,6 +16,7 @@ from kvwire._ext.frame cimport HEADER_BYTES
 from kvwire._ext.lanelog cimport lanelog_t
 from kvwire._ext.layout cimport segment_t
 from kvwire._ext.ledger cimport ledger_t
+from kvwire._ext.pacer cimport hedge_budget_t, pacer_t
 from kvwire._ext.seal cimport limits_t, seal_t
 from kvwire._ext.sendqueue cimport queue_t
 
@@ -55,9 +56,13 @@ cdef extern from *:
     """
     static inline int kv_exchange(int *p, int v) { return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST); }
     static inline int kv_load(const int *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
+    static inline unsigned long long kv_load64(const unsigned long long *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
+    static inline void kv_store64(unsigned long long *p, unsigned long long v) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }
     """
     int kv_exchange(int *p, int v) noexcept nogil
     int kv_load(const int *p) noexcept nogil
+    unsigned long long kv_load64(const unsigned long long *p) noexcept nogil
+    void kv_store64(unsigned long long *p, unsigned long long v) noexcept nogil
 
 cdef enum:
     LOG_RUNS = 4096                # a lane's unacknowledged runs: above any socket's buffers in cells
@@ -74,6 +79,8 @@ cdef enum:
     MAX_RECEIPTS = 65536           # not acknowledged: as many as transfers may be under way (Config.max_transfers)
     MAX_ATTACHMENT = 65536         # kvwire.types.MAX_ATTACHMENT_BYTES
     TABLE_SIZE = 1024              # buckets of a transfer table
+    DRAIN_QUIET_NS = 100000000     # a lane that drains closes once nothing has come for so long
+    TCP_INFO_BYTES = 280           # linux/tcp.h of Linux 6.18; older ones return less
 
 cdef enum state_t:
     ACTIVE = 0
@@ -93,7 +100,8 @@ cdef enum lane_close_t:
     LANE_REQUESTED = 8
     LANE_NO_MEMORY = 9
     LANE_BAD_TAG = 10
-    LANE_NOT_SEALED = 11            # the cipher failed
+    LANE_NOT_SEALED = 11           # the cipher failed
+    LANE_DRAINED = 12
 
 cdef struct dirty_t:
     void *handle                   # PyObject *, NULL once the Python side is gone
@@ -115,6 +123,7 @@ cdef struct out_t:
     u32 segments                   # without the attachment
     bint has_attachment
     segment_t *segment
+    unsigned char *rank            # [segments + 1]
     char *attachment
     u32 attachment_len
     u32 *unready                   # ready_lock: [all cells] bytes that are not ready
@@ -125,6 +134,7 @@ cdef struct out_t:
     pthread_mutex_t ready_lock     # taken before the link's lock
     u64 first_ready_ns
     u64 last_ready_ns
+    u64 last_claim_ns              # lock
     u64 receipt_ns
     u64 acked_cells                # lock
     bint suspended                 # lock: the link is down; what becomes ready is only marked
@@ -164,6 +174,10 @@ cdef struct lane_t:
     int close_reason               # lane_close_t
     int close_detail
     int close_request              # atomic
+    int drain_request              # atomic
+    u64 drain_ns                   # lock: when that was
+    u64 drain_due_ns               # when it may close; 0: there is something to wait for yet
+    u64 added_ns
     bint retired                   # lock: the worker has let it go; Python may read and free it
     bint readable
     bint writable
@@ -174,12 +188,17 @@ cdef struct lane_t:
     size_t stream_tail
     u64 rx_seq
     u64 rx_acked
+    u64 rx_ns                      # when something came last
     u64 rx_unacked_bytes
     u64 ack_due_ns                 # 0: nothing to acknowledge
     seal_t *opener                 # NULL: a plain lane
     # send
     lanelog_t log                  # lock
     u64 sent_seq                   # lock: frames before it were given to the kernel
+    u64 unacked_bytes              # lock: payload in the log
+    u64 acked_ns                   # lock: when an acknowledgement moved last
+    bint shunned                   # lock: it was hedged, and claims nothing until an acknowledgement moves
+    u64 paced_until_ns             # when it may claim again; 0: nothing holds it back, or nobody knows for how long
     char *control                  # CONTROL_BYTES
     char *stage                    # gathered cells; a sealed lane has none
     char *rest                     # of the last batch, what the kernel did not take yet
@@ -192,6 +211,11 @@ cdef struct lane_t:
     u64 rate_mark_bytes
     u64 rate_mark_ns
     u64 rate_Bps
+    # the socket
+    u64 pace_Bps                   # what it was told last
+    u64 sampled                    # the request that `info` answers
+    u32 info_len                   # lock
+    char info[TCP_INFO_BYTES]      # lock
     # totals
     u64 tx_bytes
     u64 rx_bytes
@@ -216,6 +240,25 @@ cdef struct link_t:
     in_t *inc[TABLE_SIZE]
     u64 newest_in                  # largest id that was ever registered; smaller unknown ones are over
     bint closed
+    # pacing
+    pacer_t pacer                  # lock
+    u64 inflight_cap               # lock; 0: none
+    u64 inflight_bytes             # lock: payload in the logs of lanes
+    u64 held_ns                    # lock: since when the pacer or the cap keeps lanes from claiming; 0: neither does
+    u64 held_until_ns              # lock: and no longer than
+    u64 paced_ns                   # lock: for how long they did so before
+    u64 lane_Bps                   # atomic: SO_MAX_PACING_RATE of every lane
+    int pacing_refused             # atomic
+    # samples
+    u64 asked                      # atomic: requests
+    u64 sampled                    # lock: how many of them are answered
+    int unsampled                  # lock: open lanes that the latest one waits for
+    # hedges and totals
+    hedge_budget_t hedge_budget    # lock
+    u64 hedged_bytes               # lock
+    u64 resent_bytes               # lock
+    u64 acked_bytes                # lock: each cell once
+    u64 ended_sent_bytes           # lock: `tx_bytes` of lanes that have ended
 
 cdef struct worker_t:
     engine_t *engine
@@ -225,6 +268,7 @@ cdef struct worker_t:
     int wake_fd
     int wake                       # atomic: a wake-up is on its way
     lane_t *lanes
+    lane_t *turn                   # the one to look at first; NULL: the first of them
     lane_t *inbox                  # guarded by inbox_lock
     pthread_mutex_t inbox_lock
 

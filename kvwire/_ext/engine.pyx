@@ -16,6 +16,7 @@ from kvwire._ext.link cimport lane_fail, lane_retire, wake_worker
 from kvwire._ext.receive cimport lane_receive
 from kvwire._ext.seal cimport limits_of
 from kvwire._ext.send cimport lane_send
+from kvwire._ext.tcp cimport sample, set_lowat, set_pace
 
 from kvwire._ext.seal import MOST
 from kvwire.errors import Closed, LocalError
@@ -50,6 +51,7 @@ cdef extern from "<pthread.h>" nogil:
 
 cdef enum:
     EVENTS = 64
+    LONGEST_SLEEP_MS = 1000000             # a pacer may want one to sleep for days
 
 
 cdef void adopt_inbox(worker_t *w) noexcept nogil:
@@ -66,6 +68,7 @@ cdef void adopt_inbox(worker_t *w) noexcept nogil:
         lane.next_in_worker = w.lanes
         w.lanes = lane
         lane.rate_mark_ns = now_ns()
+        set_lowat(lane)
         event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
         event.data.ptr = lane
         if epoll_ctl(w.epoll_fd, EPOLL_CTL_ADD, lane.fd, &event) < 0:
@@ -80,29 +83,73 @@ cdef void retire_failed(worker_t *w) noexcept nogil:
         lane = at[0]
         if lane.fd < 0:
             at[0] = lane.next_in_worker
+            if w.turn == lane:
+                w.turn = lane.next_in_worker
             lane_retire(lane)              # frees nothing, but Python may from here on
         else:
             at = &lane.next_in_worker
 
 
+cdef inline u64 earlier(u64 a, u64 b) noexcept nogil:
+    """Of two times, 0 being never."""
+    return b if a == 0 or (b and b < a) else a
+
+
 cdef int sleep_ms(worker_t *w) noexcept nogil:
-    """Until the earliest acknowledgement is due; -1 when none is."""
+    """Until the earliest time at which a lane has something to do by itself; -1: none has."""
     cdef lane_t *lane = w.lanes
     cdef u64 due = 0, now
     while lane != NULL:
-        if lane.ack_due_ns and lane.writable and (due == 0 or lane.ack_due_ns < due):
-            due = lane.ack_due_ns
+        if lane.writable:
+            due = earlier(earlier(due, lane.ack_due_ns), lane.paced_until_ns)
+        due = earlier(due, lane.drain_due_ns)
         lane = lane.next_in_worker
     if due == 0:
         return -1
     now = now_ns()
-    return 0 if due <= now else <int>((due - now + 999999) // 1000000)
+    return 0 if due <= now else <int>min((due - now + 999999) // 1000000, <u64>LONGEST_SLEEP_MS)
+
+
+cdef void drain(lane_t *lane, u64 now) noexcept nogil:
+    """Close a lane that is no longer needed, once the peer's engine has acknowledged all that it sent and it has said all
+    that it has to say. What the peer has under way on it then would be lost, so nothing may have come for a while."""
+    cdef u64 quiet_since
+    cdef bint empty
+    lane.drain_due_ns = 0
+    pthread_mutex_lock(&lane.link.lock)
+    empty = lane.log.length == 0
+    quiet_since = max(lane.rx_ns, lane.drain_ns)
+    pthread_mutex_unlock(&lane.link.lock)
+    if empty and lane.rest_len == 0 and lane.ack_due_ns == 0:
+        if now >= quiet_since + DRAIN_QUIET_NS:
+            lane_fail(lane, LANE_DRAINED, 0)
+        else:
+            lane.drain_due_ns = quiet_since + DRAIN_QUIET_NS
+
+
+cdef bint serve(lane_t *lane, u64 now) noexcept nogil:
+    """Do what a lane has to do; True if there may be more."""
+    cdef bint busy = False
+    if kv_load(&lane.close_request):
+        lane_fail(lane, LANE_REQUESTED, 0)
+    if lane.readable and lane_receive(lane, now):
+        busy = True
+    if lane.writable and lane_send(lane, now):
+        busy = True
+    if lane.fd >= 0 and lane.pace_Bps != kv_load64(&lane.link.lane_Bps):
+        set_pace(lane)
+    if lane.fd >= 0 and lane.sampled != kv_load64(&lane.link.asked):
+        sample(lane)
+    if lane.fd >= 0 and kv_load(&lane.drain_request):
+        drain(lane, now)
+    return busy
 
 
 cdef void *worker_main(void *arg) noexcept nogil:
     cdef worker_t *w = <worker_t *>arg
     cdef epoll_event events[EVENTS]
     cdef lane_t *lane
+    cdef lane_t *first
     cdef uint64_t count
     cdef u64 now
     cdef int i, n
@@ -123,15 +170,14 @@ cdef void *worker_main(void *arg) noexcept nogil:
             if events[i].events & EPOLLOUT:
                 lane.writable = True
         now = now_ns()
-        lane = w.lanes
+        # Another lane begins each time: where tokens are scarce, the first would have them all.
+        first = lane = w.lanes if w.turn == NULL else w.turn
         while lane != NULL:
-            if kv_load(&lane.close_request):
-                lane_fail(lane, LANE_REQUESTED, 0)
-            if lane.readable and lane_receive(lane, now):
-                busy = True
-            if lane.writable and lane_send(lane, now):
-                busy = True
-            lane = lane.next_in_worker
+            busy = serve(lane, now) or busy
+            lane = w.lanes if lane.next_in_worker == NULL else lane.next_in_worker
+            if lane == first:
+                break
+        w.turn = NULL if first == NULL else first.next_in_worker
         retire_failed(w)
     adopt_inbox(w)
     lane = w.lanes

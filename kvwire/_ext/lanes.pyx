@@ -10,10 +10,12 @@ from kvwire._ext.cipher cimport TAG_BYTES
 from kvwire._ext.core cimport *
 from kvwire._ext.engine cimport Engine
 from kvwire._ext.frame cimport HEADER_BYTES
-from kvwire._ext.lanelog cimport log_init
-from kvwire._ext.link cimport forget_dirty, in_end, lane_free, out_end, out_unref, signal_engine, wake_worker
+from kvwire._ext.lanelog cimport log_init, log_oldest
+from kvwire._ext.link cimport (forget_dirty, held_for, in_end, lane_free, lane_hedge, let_go, mark_dirty, out_end,
+                               out_unref, signal_engine, wake_all, wake_worker)
+from kvwire._ext.pacer cimport pacer_set
 from kvwire._ext.seal cimport seal_free, seal_of
-from kvwire._ext.sendqueue cimport queue_free
+from kvwire._ext.sendqueue cimport CLASSES, queue_clear, queue_free, queue_idle, queue_oldest
 
 from kvwire._ext.frame import ERRORS
 from kvwire.errors import Closed, LocalError
@@ -30,12 +32,16 @@ _REASONS = {
     LANE_NO_MEMORY: "out of memory",
     LANE_BAD_TAG: "a frame with a wrong tag",
     LANE_NOT_SEALED: "a frame could not be sealed",
+    LANE_DRAINED: "no longer needed",
 }
 
 
 FAULTS = frozenset({LANE_BAD_FRAME, LANE_BAD_TAG, LANE_UNKNOWN_TRANSFER, LANE_OUTSIDE_GRANT, LANE_BAD_ACK,
                     LANE_BAD_RECEIPT})
 TAG_FAILURE = <int>LANE_BAD_TAG
+DRAINED = <int>LANE_DRAINED
+
+cdef u64 UNLIMITED = <u64>-1            # SO_MAX_PACING_RATE: no cap
 
 
 @cython.no_gc_clear                     # __dealloc__ needs the engine
@@ -49,6 +55,8 @@ cdef class EngineLink:
         pthread_mutex_init(&self.c.lock, NULL)
         pthread_cond_init(&self.c.changed, NULL)
         self.c.dirty.handle = <void *>self
+        self.c.queue.empty_ns = now_ns()
+        self.c.lane_Bps = UNLIMITED
 
     cdef void check(self) except *:
         self.engine.check()
@@ -81,6 +89,8 @@ cdef class EngineLink:
             l.incarnation = incarnation
             l.link = &self.c
             l.claim_bytes = 4 * CLAIM_BYTES_MIN
+            l.pace_Bps = UNLIMITED
+            l.added_ns = now_ns()
             l.stream = <char *>malloc(self.engine.c.stream_bytes)
             l.control = <char *>malloc(CONTROL_BYTES)
             if secrets is None:
@@ -105,6 +115,7 @@ cdef class EngineLink:
         self.engine.c.next_worker = (self.engine.c.next_worker + 1) % self.engine.c.worker_count
         l.worker = w
         pthread_mutex_lock(&self.c.lock)
+        l.sampled = self.c.asked           # a request that is under way does not wait for it
         l.next_in_link = self.c.lanes
         self.c.lanes = l
         self.c.lanes_open += 1
@@ -133,6 +144,66 @@ cdef class EngineLink:
         pthread_mutex_unlock(&self.c.lock)
         if w != NULL:
             wake_worker(w)
+
+    def drain_lane(self, u32 lane):
+        cdef lane_t *l
+        self.check()
+        pthread_mutex_lock(&self.c.lock)
+        l = self.c.lanes
+        while l != NULL:
+            if l.id == lane and not l.retired and not kv_load(&l.drain_request):
+                l.drain_ns = now_ns()
+                kv_exchange(&l.drain_request, 1)
+            l = l.next_in_link
+        pthread_mutex_unlock(&self.c.lock)
+        wake_all(&self.engine.c)
+
+    def hedge(self, u32 lane, u64 most_bytes):
+        cdef lane_t *l
+        cdef u64 copied = 0
+        self.check()
+        pthread_mutex_lock(&self.c.lock)
+        l = self.c.lanes
+        while l != NULL:
+            if l.id == lane and not l.retired:
+                copied += lane_hedge(l, most_bytes - copied)
+            l = l.next_in_link
+        pthread_mutex_unlock(&self.c.lock)
+        wake_all(&self.engine.c)
+        return copied
+
+    def set_pace(self, u64 average_Bps, u64 peak_Bps, u64 lane_Bps, u64 inflight_cap):
+        self.check()
+        pthread_mutex_lock(&self.c.lock)
+        pacer_set(&self.c.pacer, average_Bps, peak_Bps, now_ns())
+        self.c.inflight_cap = inflight_cap
+        kv_store64(&self.c.lane_Bps, lane_Bps if lane_Bps else UNLIMITED)
+        pthread_mutex_unlock(&self.c.lock)
+        wake_all(&self.engine.c)
+
+    @property
+    def pacing_refused(self):
+        return bool(kv_load(&self.c.pacing_refused))
+
+    def request_sample(self):
+        cdef bint nobody
+        self.check()
+        pthread_mutex_lock(&self.c.lock)
+        kv_store64(&self.c.asked, self.c.asked + 1)
+        self.c.unsampled = self.c.lanes_open
+        nobody = self.c.lanes_open == 0
+        if nobody:
+            self.c.sampled = self.c.asked
+            mark_dirty(&self.engine.c, &self.c.dirty)
+        pthread_mutex_unlock(&self.c.lock)
+        if nobody:
+            signal_engine(&self.engine.c)
+        else:
+            wake_all(&self.engine.c)
+
+    @property
+    def sampled(self):
+        return self.c.sampled
 
     def take_closed(self):
         cdef lane_t **at
@@ -167,12 +238,15 @@ cdef class EngineLink:
         cdef lane_t *copies
         cdef lane_t *l
         cdef int n = 0, i
+        cdef u64 now
         pthread_mutex_lock(&self.c.lock)
+        now = now_ns()
         copies = <lane_t *>malloc((self.c.lanes_open + 1) * sizeof(lane_t))
         l = self.c.lanes if copies != NULL else NULL
         while l != NULL:
             if not l.retired:
                 copies[n] = l[0]
+                copies[n].acked_ns = max(l.acked_ns, log_oldest(&l.log))   # since when it waits, if it does
                 n += 1
             l = l.next_in_link
         pthread_mutex_unlock(&self.c.lock)
@@ -183,9 +257,40 @@ cdef class EngineLink:
                 "lane": l.id, "incarnation": l.incarnation, "sent_bytes": l.tx_bytes,
                 "received_bytes": l.rx_bytes, "sent_frames": l.tx_frames, "received_frames": l.rx_frames,
                 "acked_bytes": l.acked_bytes, "rate_Bps": l.rate_Bps, "sent_epoch": l.tx_epoch, "received_epoch": l.rx_epoch,
+                "unacked_bytes": l.unacked_bytes,
+                "stalled_ns": now - l.acked_ns if l.log.length and now > l.acked_ns else 0,
+                "added_ns": l.added_ns, "tcp_info": l.info[:l.info_len],
             })
         free(copies)
         return out
+
+    def link_stats(self):
+        cdef link_t *c = &self.c
+        cdef lane_t *l
+        cdef u64 queued[CLASSES]
+        cdef u64 oldest[CLASSES]
+        cdef u64 now, idle, paced, sent, acked, hedged, resent, inflight
+        cdef int k
+        pthread_mutex_lock(&c.lock)
+        now = now_ns()
+        for k in range(CLASSES):
+            queued[k] = c.queue.klass[k].bytes
+            oldest[k] = queue_oldest(&c.queue, k)
+        idle = queue_idle(&c.queue, now)
+        paced = c.paced_ns + held_for(c, now)
+        sent = c.ended_sent_bytes
+        acked, hedged, resent, inflight = c.acked_bytes, c.hedged_bytes, c.resent_bytes, c.inflight_bytes
+        l = c.lanes
+        while l != NULL:
+            sent += 0 if l.retired else l.tx_bytes
+            l = l.next_in_link
+        pthread_mutex_unlock(&c.lock)
+        return {
+            "now_ns": now, "queued_bytes": tuple([queued[k] for k in range(CLASSES)]),
+            "oldest_ns": tuple([now - oldest[k] if oldest[k] and now > oldest[k] else 0 for k in range(CLASSES)]),
+            "idle_ns": idle, "paced_ns": paced, "sent_bytes": sent, "acked_bytes": acked, "hedged_bytes": hedged,
+            "resent_bytes": resent, "inflight_bytes": inflight,
+        }
 
     @property
     def queued_runs(self):
@@ -212,12 +317,15 @@ cdef class EngineLink:
     cdef void empty_queue(self) noexcept nogil:
         """Nothing of what is ready is to leave. Link lock held."""
         cdef size_t at
+        cdef int k
         cdef out_t *t
-        for at in range(self.c.queue.length):
-            t = <out_t *>self.c.queue.heap[at].owner
-            t.queued -= 1
-            out_unref(t)
-        self.c.queue.length = 0
+        for k in range(CLASSES):
+            for at in range(self.c.queue.klass[k].length):
+                t = <out_t *>self.c.queue.klass[k].slot[at].run.owner
+                t.queued -= 1
+                out_unref(t)
+        queue_clear(&self.c.queue, now_ns())
+        let_go(&self.c, now_ns())
 
     def suspend(self):
         cdef out_t *t

@@ -21,6 +21,12 @@ cdef void out_end(out_t *t, state_t state) noexcept nogil
 cdef void in_end(in_t *t, state_t state) noexcept nogil
 cdef bint push_receipt(link_t *link, u64 id) noexcept nogil
 cdef bint requeue(link_t *link, const run_t *run) noexcept nogil
+cdef void hold_back(link_t *link, u64 now, u64 until) noexcept nogil
+cdef u64 held_for(const link_t *link, u64 now) noexcept nogil
+cdef void let_go(link_t *link, u64 now) noexcept nogil
+cdef u64 lane_hedge(lane_t *lane, u64 most_bytes) noexcept nogil
+cdef void lane_release(lane_t *lane, const run_t *run) noexcept nogil
+cdef bint lane_sampled(lane_t *lane) noexcept nogil
 cdef void lane_fail(lane_t *lane, lane_close_t reason, int detail) noexcept nogil
 cdef void lane_rekeyed(lane_t *lane) noexcept nogil
 cdef void lane_retire(lane_t *lane) noexcept nogil

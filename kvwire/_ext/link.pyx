@@ -8,10 +8,11 @@ from libc.stdint cimport uint64_t
 from posix.unistd cimport close, write
 
 from kvwire._ext.core cimport *
-from kvwire._ext.lanelog cimport entry_t, log_free, log_pop
+from kvwire._ext.lanelog cimport entry_t, log_free, log_hedge, log_pop
 from kvwire._ext.ledger cimport ledger_free
+from kvwire._ext.pacer cimport hedge_left, hedge_spend
 from kvwire._ext.seal cimport seal_free
-from kvwire._ext.sendqueue cimport queue_push, queue_remove, run_t
+from kvwire._ext.sendqueue cimport queue_push, queue_remove, run_bytes, run_t
 
 
 cdef extern from "<sys/epoll.h>" nogil:
@@ -133,12 +134,14 @@ cdef void remove_in(link_t *link, in_t *t) noexcept nogil:
 cdef void out_empty(out_t *t) noexcept nogil:
     """Give back what only its handle and its readers need. A lane's log may hold the rest until the peer acknowledges."""
     free(t.segment)
+    free(t.rank)
     free(t.attachment)
     free(t.unready)
     free(t.first_cell)
     free(t.block_ready)
     free(t.first_block)
     t.segment = NULL
+    t.rank = NULL
     t.attachment = NULL
     t.unready = NULL
     t.first_cell = NULL
@@ -171,7 +174,9 @@ cdef void out_end(out_t *t, state_t state) noexcept nogil:
     if t.state == ACTIVE:
         t.state = state
         if t.queued:
-            queue_remove(&t.link.queue, t)
+            queue_remove(&t.link.queue, t, now_ns())
+            if t.link.queue.length == 0:
+                let_go(t.link, now_ns())
             t.refs -= t.queued             # its handle holds it still
             t.queued = 0
         remove_out(t.link, t)
@@ -216,11 +221,88 @@ cdef bint requeue(link_t *link, const run_t *run) noexcept nogil:
     """A run that holds a reference goes back to the queue in its old place, or is dropped if its transfer is over, or
     waits for the link: then its ledger will tell what is to be sent."""
     cdef out_t *t = <out_t *>run.owner
-    if t.state == ACTIVE and not t.suspended and queue_push(&link.queue, run) == 0:
+    if t.state == ACTIVE and not t.suspended and queue_push(&link.queue, run, now_ns()) == 0:
         t.queued += 1
         return True
     out_unref(t)
     return False
+
+
+# --- pacing ---------------------------------------------------------------------------------------------------
+
+
+cdef void hold_back(link_t *link, u64 now, u64 until) noexcept nogil:
+    """The pacer, or the cap on what is in flight, keeps lanes from claiming what is there."""
+    if link.held_ns and now > link.held_until_ns:
+        let_go(link, now)
+    if link.held_ns == 0:
+        link.held_ns = now
+    link.held_until_ns = until
+
+
+cdef u64 held_for(const link_t *link, u64 now) noexcept nogil:
+    """For how long that has been so, by now."""
+    now = min(now, link.held_until_ns)
+    return now - link.held_ns if link.held_ns and now > link.held_ns else 0
+
+
+cdef void let_go(link_t *link, u64 now) noexcept nogil:
+    """It does not, or there is nothing to claim."""
+    link.paced_ns += held_for(link, now)
+    link.held_ns = 0
+
+
+# --- hedging, samples -----------------------------------------------------------------------------------------
+
+
+cdef u64 lane_hedge(lane_t *lane, u64 most_bytes) noexcept nogil:
+    """Have other lanes send, too, what a lane without progress has sent, the oldest first; returns bytes of payload.
+
+    The lane itself claims nothing more until an acknowledgement moves: it would take the copies back.
+    """
+    cdef link_t *link = lane.link
+    cdef u64 copied = 0, now = now_ns()
+    cdef run_t run
+    cdef out_t *t
+    most_bytes = min(most_bytes, hedge_left(&link.hedge_budget))
+    while log_hedge(&lane.log, lane.sent_seq, most_bytes - copied, &run):
+        t = <out_t *>run.owner
+        if t == NULL:
+            if not push_receipt(link, run.order):
+                lane.log.hedged -= 1       # it still stands for itself
+                break
+        elif t.state == ACTIVE and not t.suspended:
+            if queue_push(&link.queue, &run, now):
+                lane.log.hedged -= 1
+                break
+            t.refs += 1
+            t.queued += 1
+            copied += run_bytes(&run)
+    hedge_spend(&link.hedge_budget, copied)
+    link.hedged_bytes += copied
+    lane.shunned = lane.log.length != 0
+    return copied
+
+
+cdef void lane_release(lane_t *lane, const run_t *run) noexcept nogil:
+    """A run leaves the lane's log."""
+    lane.unacked_bytes -= run_bytes(run)
+    lane.link.inflight_bytes -= run_bytes(run)
+
+
+cdef bint lane_sampled(lane_t *lane) noexcept nogil:
+    """The lane has answered the latest request for samples, or will not; True, and `signal_engine` has to follow, where
+    that was the last one."""
+    cdef link_t *link = lane.link
+    if lane.sampled == link.asked:
+        return False
+    lane.sampled = link.asked
+    link.unsampled -= 1
+    if link.unsampled:
+        return False
+    link.sampled = link.asked
+    mark_dirty(link.engine, &link.dirty)
+    return True
 
 
 # --- the end of a lane ----------------------------------------------------------------------------------------
@@ -256,15 +338,27 @@ cdef void lane_retire(lane_t *lane) noexcept nogil:
     cdef link_t *link = lane.link
     cdef engine_t *engine = link.engine
     cdef entry_t entry
+    cdef out_t *t
     pthread_mutex_lock(&link.lock)
     while log_pop(&lane.log, &entry):
-        if entry.run.owner == NULL:
+        lane_release(lane, &entry.run)
+        t = <out_t *>entry.run.owner
+        if t == NULL and entry.hedged:
+            link.receipts_unacked -= 1
+        elif t == NULL:
             push_receipt_again(link, entry.run.order)
+        elif entry.hedged:
+            out_unref(t)                       # its copy stands for it
         else:
-            (<out_t *>entry.run.owner).resent_cells += entry.run.count
-            requeue(link, &entry.run)
+            t.resent_cells += entry.run.count
+            if requeue(link, &entry.run):
+                link.resent_bytes += run_bytes(&entry.run)
+    lane_sampled(lane)
     lane.retired = True
+    link.ended_sent_bytes += lane.tx_bytes
     link.lanes_open -= 1
+    if link.lanes_open == 0:
+        let_go(link, now_ns())
     mark_dirty(engine, &link.dirty)
     pthread_cond_broadcast(&link.changed)
     pthread_mutex_unlock(&link.lock)           # from here on Python may free the lane, and the link with it

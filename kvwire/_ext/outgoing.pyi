@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 from typing_extensions import Buffer
 
 from kvwire._ext.handles import State
@@ -8,6 +10,9 @@ class OutTransfer:
     """The sending half of a transfer. Every method may be called from any thread.
 
     `segments`: pages to read, one per (group, layer) in manifest order. `attachment`: whether one will follow.
+    `klass`: 0 urgent, 1 demand, 2 background. `deadline_ns`: what is due first leaves first; 0: none. `ranks`: of each
+    segment, 0: it leaves before the others (recurrent and convolution state, which a decoder needs whole); 1: as it
+    became ready, as all do where none are given.
     """
 
     def __init__(
@@ -19,6 +24,7 @@ class OutTransfer:
         attachment: bool,
         klass: int = 1,
         deadline_ns: int = 0,
+        ranks: Sequence[int] | None = None,
     ) -> None: ...
     @property
     def link(self) -> EngineLink: ...
@@ -48,6 +54,10 @@ class OutTransfer:
     def state(self) -> State: ...
     @property
     def all_ready(self) -> bool: ...
+    @property
+    def last_claim_ns(self) -> int:
+        """CLOCK_MONOTONIC of the last time a lane took a cell of it; 0: none has."""
+
     @property
     def times_ns(self) -> tuple[int, int, int]:
         """CLOCK_MONOTONIC of the first and the last `ready` and of the receipt, 0 where not yet."""

@@ -8,7 +8,7 @@ from kvwire._ext.core cimport *
 from kvwire._ext.handles cimport check_cell, copy_segments, deadline_in, init_condition
 from kvwire._ext.lanes cimport EngineLink
 from kvwire._ext.link cimport forget_dirty, insert_out, out_empty, out_end, out_unref, signal_engine, wake_all
-from kvwire._ext.sendqueue cimport queue_push, run_t
+from kvwire._ext.sendqueue cimport CLASSES, queue_push, run_t
 
 from kvwire._ext.handles import STATES
 from kvwire.errors import AttachmentError, Closed, ProtocolError, ReadyError, SpecError
@@ -28,11 +28,13 @@ cdef class OutTransfer:
     """The sending half of a transfer: which bytes are ready, and whether the receiver has them."""
 
     def __cinit__(self, EngineLink link not None, u64 transfer, list segments not None, u32 cell_bytes,
-                  bint attachment, int klass=1, u64 deadline_ns=0):
+                  bint attachment, int klass=1, u64 deadline_ns=0, ranks=None):
         cdef out_t *t
         cdef u32 i
         cdef u64 cells = 0, blocks = 0, cell, left
         check_cell(link, cell_bytes)
+        if not 0 <= klass < CLASSES:
+            raise SpecError(f"class {klass}; expected 0 urgent, 1 demand or 2 background")
         t = <out_t *>calloc(1, sizeof(out_t))
         if t == NULL:
             raise MemoryError
@@ -50,10 +52,16 @@ cdef class OutTransfer:
         self.keep = segments               # the pages stay alive as long as this handle
         t.segment = copy_segments(segments)
         t.segments = <u32>len(segments)
+        t.rank = <unsigned char *>malloc(t.segments + 1)
         t.first_cell = <u64 *>malloc((t.segments + 1) * sizeof(u64))
         t.first_block = <u64 *>malloc((t.segments + 1) * sizeof(u64))
-        if t.first_cell == NULL or t.first_block == NULL:
+        if t.rank == NULL or t.first_cell == NULL or t.first_block == NULL:
             raise MemoryError
+        memset(t.rank, 1, t.segments + 1)
+        for i, rank in enumerate(() if ranks is None else ranks):
+            if i >= t.segments:
+                raise SpecError(f"more ranks than the {t.segments} segments")
+            t.rank[i] = rank
         for i in range(t.segments):
             t.first_cell[i] = cells
             t.first_block[i] = blocks
@@ -146,14 +154,18 @@ cdef class OutTransfer:
                 t.last_ready_ns = now
             if count:
                 run.owner = t
-                run.klass = t.klass
+                run.klass = <unsigned char>t.klass
                 run.deadline = t.deadline
                 run.order = t.link.queue.next_order
+                run.ready_ns = now
                 run.segment = segment
                 run.first = first
                 run.count = count
+                run.cell_bytes = t.attachment_len if segment == t.segments else t.cell_bytes
+                run.short_by = run.cell_bytes - out_cell_len(t, segment, first + count - 1)
+                run.rank = t.rank[segment]
                 t.link.queue.next_order += 1
-                failed = not t.suspended and queue_push(&t.link.queue, &run) != 0
+                failed = not t.suspended and queue_push(&t.link.queue, &run, now) != 0
                 if not failed:
                     t.queued += not t.suspended
                     t.refs += not t.suspended
@@ -266,6 +278,10 @@ cdef class OutTransfer:
     @property
     def all_ready(self):
         return self.t.unready_cells == 0
+
+    @property
+    def last_claim_ns(self):
+        return self.t.last_claim_ns
 
     @property
     def times_ns(self):

@@ -14,20 +14,17 @@ from kvwire._ext.frame cimport (ACK, ACK_ENTRY_BYTES, BAD_TAG, DATA, FRAME_OK, H
 from kvwire._ext.lanelog cimport entry_t, log_pop_acked
 from kvwire._ext.layout cimport segment_scatter
 from kvwire._ext.ledger cimport DUPLICATE, OUTSIDE, OWN, claim_t, ledger_claim, ledger_land, ledger_unclaim
-from kvwire._ext.link cimport (find_in, find_out, in_end, in_unref, lane_fail, lane_rekeyed, mark_dirty, out_end,
-                               out_unref, push_receipt, signal_engine, wake_all)
+from kvwire._ext.link cimport (find_in, find_out, in_end, in_unref, lane_fail, lane_rekeyed, lane_release, mark_dirty,
+                               out_end, out_unref, push_receipt, signal_engine, wake_all)
 from kvwire._ext.seal cimport open_frame
+from kvwire._ext.sendqueue cimport run_bytes
+from kvwire._ext.tcp cimport set_lowat
 
 cdef extern from "<sys/socket.h>" nogil:
     ssize_t recv(int fd, void *buffer, size_t length, int flags)
-    int setsockopt(int fd, int level, int name, const void *value, unsigned int length)
     int MSG_DONTWAIT
 
-cdef extern from "<netinet/in.h>" nogil:
-    int IPPROTO_TCP
-
 cdef enum:
-    TCP_NOTSENT_LOWAT = 25             # linux/tcp.h
     RATE_WINDOW_NS = 10000000
 
 
@@ -35,7 +32,6 @@ cdef void measure_rate(lane_t *lane, u64 now) noexcept nogil:
     """Rate of acknowledged bytes, smoothed over windows of at least 10 ms; sets what a claim may be worth."""
     cdef u64 rate, span = now - lane.rate_mark_ns
     cdef u32 worth
-    cdef int value
     if span < RATE_WINDOW_NS:
         return
     rate = (lane.acked_bytes - lane.rate_mark_bytes) * 1000000000 // span
@@ -46,8 +42,7 @@ cdef void measure_rate(lane_t *lane, u64 now) noexcept nogil:
     worth = <u32>min(max(lane.rate_Bps // 100, <u64>CLAIM_BYTES_MIN), <u64>CLAIM_BYTES_MAX)
     if worth > lane.claim_bytes + (lane.claim_bytes >> 2) or worth < lane.claim_bytes - (lane.claim_bytes >> 2):
         lane.claim_bytes = worth
-        value = <int>worth
-        setsockopt(lane.fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &value, sizeof(value))
+        set_lowat(lane)
 
 
 cdef bint on_ack(lane_t *via, const header_t *h, const char *payload, u64 now) noexcept nogil:
@@ -59,8 +54,9 @@ cdef bint on_ack(lane_t *via, const header_t *h, const char *payload, u64 now) n
     cdef size_t before
     cdef u32 at, lane_id, incarnation
     cdef u64 acked
-    cdef bint honest = True
+    cdef bint honest = True, wake = False, capped
     pthread_mutex_lock(&link.lock)
+    capped = link.inflight_cap != 0 and link.inflight_bytes >= link.inflight_cap
     for at in range(h.wire_len // ACK_ENTRY_BYTES):
         payload += ACK_ENTRY_BYTES if at else 0
         memcpy(&lane_id, payload, 4)
@@ -75,19 +71,29 @@ cdef bint on_ack(lane_t *via, const header_t *h, const char *payload, u64 now) n
             honest = False
             break
         acked = min(acked, lane.sent_seq)
+        if acked > lane.log.acked:
+            lane.acked_ns = now
+            wake = wake or lane.shunned or kv_load(&lane.drain_request)
+            lane.shunned = False
         while True:
             before = lane.log.length
             if not log_pop_acked(&lane.log, acked, &entry):
                 break
+            lane_release(lane, &entry.run)
             t = <out_t *>entry.run.owner
             if t == NULL:
                 link.receipts_unacked -= 1
                 continue
-            lane.acked_bytes += <u64>entry.run.count * t.cell_bytes
-            t.acked_cells += entry.run.count
+            lane.acked_bytes += run_bytes(&entry.run)
+            if not entry.hedged:               # else its copy counts
+                link.acked_bytes += run_bytes(&entry.run)
+                t.acked_cells += entry.run.count
             if lane.log.length < before:
                 out_unref(t)
+    wake = wake or (capped and link.inflight_bytes < link.inflight_cap)
     pthread_mutex_unlock(&link.lock)
+    if wake:
+        wake_all(link.engine)
     if honest:
         measure_rate(via, now)
     return honest
@@ -263,6 +269,7 @@ cdef bint lane_receive(lane_t *lane, u64 now) noexcept nogil:
         if <size_t>n < room and not lane.hangup:
             lane.readable = False
         lane.rx_bytes += <u64>n
+        lane.rx_ns = now
         lane.stream_tail += <size_t>n
         turn += <size_t>n
         if not consume(lane, now):

@@ -12,16 +12,16 @@ takes it: a sealed lane that stands still keeps up to a claim from the others.
 """
 
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.string cimport memcpy, memmove, memset
+from libc.string cimport memcpy, memset
 
+from kvwire._ext.claim cimport batch_t, claim, settle
 from kvwire._ext.core cimport *
 from kvwire._ext.crc32c cimport kvwire_crc32c
-from kvwire._ext.frame cimport (ACK, ACK_ENTRY_BYTES, DATA, HEADER_BYTES, RECEIPT, frame_crc, frame_header, header_t)
-from kvwire._ext.lanelog cimport log_append, log_trim_last
+from kvwire._ext.frame cimport DATA, frame_crc, frame_header, header_t
 from kvwire._ext.layout cimport iovec, segment_gather, segment_iovecs
-from kvwire._ext.link cimport lane_fail, lane_rekeyed, requeue, wake_all
+from kvwire._ext.link cimport lane_fail, lane_rekeyed
 from kvwire._ext.seal cimport seal_frame
-from kvwire._ext.sendqueue cimport queue_claim, run_t
+from kvwire._ext.sendqueue cimport run_t
 
 cdef extern from "<sys/socket.h>" nogil:
     cdef struct msghdr:
@@ -32,105 +32,6 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t c_send "send"(int fd, const void *data, size_t length, int flags)
     int MSG_NOSIGNAL
     int MSG_DONTWAIT
-
-cdef struct batch_t:
-    run_t run[BATCH_FRAMES]
-    int runs
-    int frames                     # data frames, in the order of the runs
-    u64 sequence                   # of the first data frame
-    size_t control                 # bytes of control frames in lane.control, checksums missing
-    # of a plain batch
-    size_t bytes                   # control and data
-    u32 frame_bytes[BATCH_FRAMES]
-    header_t header[BATCH_FRAMES]
-    iovec vec[BATCH_IOVECS]
-    int vecs
-
-
-# --- claim --------------------------------------------------------------------------------------------------------
-
-
-cdef void control_frame(lane_t *lane, batch_t *b, const header_t *h, const void *payload) noexcept nogil:
-    memcpy(lane.control + b.control, h, sizeof(header_t))
-    if h.wire_len:
-        memcpy(lane.control + b.control + sizeof(header_t), payload, h.wire_len)
-    b.control += sizeof(header_t) + h.wire_len
-
-
-cdef void claim_control(lane_t *lane, batch_t *b) noexcept nogil:
-    """Put the acknowledgement that is due, and receipts, at the front of the batch. Link lock held."""
-    cdef link_t *link = lane.link
-    cdef header_t h
-    cdef unsigned char entry[ACK_ENTRY_BYTES]
-    cdef run_t run
-    cdef size_t taken = 0
-    if lane.ack_due_ns:
-        frame_header(&h, ACK, lane.log.next_seq, 0, 0, 0, ACK_ENTRY_BYTES)
-        memcpy(entry, &lane.id, 4)
-        memcpy(entry + 4, &lane.incarnation, 4)
-        memcpy(entry + 8, &lane.rx_seq, 8)
-        control_frame(lane, b, &h, entry)
-        lane.log.next_seq += 1             # nobody acknowledges an acknowledgement: it needs no log entry
-        lane.rx_acked = lane.rx_seq
-        lane.rx_unacked_bytes = 0
-        lane.ack_due_ns = 0
-    memset(&run, 0, sizeof(run))
-    run.count = 1
-    while taken < link.receipt_count and b.control + HEADER_BYTES <= CONTROL_BYTES:
-        frame_header(&h, RECEIPT, lane.log.next_seq, link.receipts[taken], 0, 0, 0)
-        run.order = link.receipts[taken]
-        if not log_append(&lane.log, &run):
-            break
-        control_frame(lane, b, &h, entry)   # no payload
-        taken += 1
-    if taken:
-        link.receipt_count -= taken
-        memmove(link.receipts, link.receipts + taken, link.receipt_count * sizeof(u64))
-
-
-cdef void claim_data(lane_t *lane, batch_t *b) noexcept nogil:
-    """Claim up to `claim_bytes` of ready cells, at least one cell. Link lock held.
-
-    Every run in the queue and every run in a lane log holds a reference to its transfer.
-    """
-    cdef link_t *link = lane.link
-    cdef run_t *run
-    cdef out_t *t
-    cdef size_t claimed = 0, before
-    cdef u32 want
-    b.sequence = lane.log.next_seq
-    while claimed < lane.claim_bytes and b.frames < <int>BATCH_FRAMES and lane.log.length < lane.log.capacity:
-        if link.queue.length == 0:
-            return
-        run = &b.run[b.runs]
-        t = <out_t *>link.queue.heap[0].owner
-        want = <u32>((lane.claim_bytes - claimed) // t.cell_bytes)
-        want = min(want, <u32>(<int>BATCH_FRAMES - b.frames))
-        before = link.queue.length
-        queue_claim(&link.queue, want if want else 1, run)
-        if link.queue.length == before:
-            t.refs += 1
-        else:
-            t.queued -= 1
-        log_append(&lane.log, run)
-        t.readers += 1
-        b.runs += 1
-        b.frames += <int>run.count
-        # An attachment is one cell, which may be longer than the others.
-        claimed += t.attachment_len if run.segment == t.segments else <size_t>run.count * t.cell_bytes
-
-
-cdef bint claim(lane_t *lane, batch_t *b, u64 now) noexcept nogil:
-    """Give sequence numbers to what the lane is to send next; False when there is nothing."""
-    cdef link_t *link = lane.link
-    b.runs = b.frames = 0
-    b.control = 0
-    pthread_mutex_lock(&link.lock)
-    if (lane.ack_due_ns and lane.ack_due_ns <= now) or link.receipt_count or (lane.ack_due_ns and link.queue.length):
-        claim_control(lane, b)
-    claim_data(lane, b)
-    pthread_mutex_unlock(&link.lock)
-    return b.control != 0 or b.frames != 0
 
 
 cdef int cell_pieces(const out_t *t, const run_t *run, u32 cell, u32 length, iovec *pieces, char *gathered) noexcept nogil:
@@ -147,39 +48,6 @@ cdef int cell_pieces(const out_t *t, const run_t *run, u32 cell, u32 length, iov
         pieces.iov_len = length
         n = 1
     return n
-
-
-cdef void settle(lane_t *lane, batch_t *b, int unsent) noexcept nogil:
-    """Pages are no longer read; the last `unsent` frames go back to the queue."""
-    cdef link_t *link = lane.link
-    cdef bint was_empty
-    cdef int i = b.runs - 1
-    cdef u32 back
-    cdef out_t *t
-    cdef run_t run
-    pthread_mutex_lock(&link.lock)
-    was_empty = link.queue.length == 0
-    while i >= 0:
-        run = b.run[i]
-        t = <out_t *>run.owner
-        t.readers -= 1
-        if t.readers == 0 and t.state != ACTIVE:
-            pthread_cond_broadcast(&t.changed)
-        if unsent:
-            back = min(<u32>unsent, run.count)
-            unsent -= <int>back
-            if back < run.count:
-                t.refs += 1                # the front of the run stays in the log
-            log_trim_last(&lane.log, back)
-            run.first += run.count - back
-            run.count = back
-            requeue(link, &run)            # may free the transfer
-        i -= 1
-    lane.sent_seq = lane.log.next_seq
-    was_empty = was_empty and link.queue.length != 0
-    pthread_mutex_unlock(&link.lock)
-    if was_empty:
-        wake_all(link.engine)              # other lanes have seen an empty queue and sleep
 
 
 # --- plain --------------------------------------------------------------------------------------------------------
@@ -360,7 +228,7 @@ cdef bint lane_send(lane_t *lane, u64 now) noexcept nogil:
             return False
         if lane.tx_bytes - before >= TURN_BYTES:
             return True
-        if not claim(lane, &b, now):
+        if not claim(lane, &b):
             return False
         if lane.sealer == NULL:
             send_plain(lane, &b)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from kvwire import Config, KvwireError
 from kvwire.cli import machine, sealing
 from kvwire.cli.failure import Failure
+from kvwire.cli.loopback.command import LOOPBACK_LANES
 from kvwire.cli.loopback.pair import Moved, Pair, Run
 from kvwire.cli.memory import kv_bytes
 from kvwire.cli.models.presets import Preset, preset
@@ -38,7 +39,7 @@ def row(model: Preset, tokens: int, bulk: Run, streamed: Moved) -> tuple[str, ..
 def demo(plain: bool) -> int:
     """Exit status 1 where a byte was wrong."""
     congestion = machine.congestion(None)
-    config = Config(congestion=congestion, plain=plain)
+    config = Config(lanes=LOOPBACK_LANES, congestion=congestion, plain=plain)
     machine.check_memory(2 * max(kv_bytes(preset(name).specs(), tokens) for name, tokens in MODELS))
     mode = sealing.mode(plain) if plain else f"sealed, AES-256-GCM by {sealing.cipher_name()}, keys made for this run"
     print(f"Two processes, TCP on 127.0.0.1, {config.lanes} lanes, {congestion}; {mode}.", flush=True)

@@ -1,7 +1,7 @@
 """Congestion controllers, what they are told, and how many lanes a link wants. Pure: no clock, socket, randomness."""
 
 from kvwire.congestion.aimd import Aimd
-from kvwire.congestion.bounds import check_budget
+from kvwire.congestion.bounds import FLOOR_BPS, check_budget
 from kvwire.congestion.budgeted import Budgeted
 from kvwire.congestion.delay import Delay
 from kvwire.congestion.fixed import Fixed
@@ -15,6 +15,7 @@ from kvwire.congestion.uncapped import Uncapped
 
 __all__ = [
     "CLASSES",
+    "FLOOR_BPS",
     "Aimd",
     "Budget",
     "Budgeted",

@@ -56,6 +56,9 @@ class LaneSample:
     """Claimed from the queue and not acknowledged by the peer's engine, now."""
     stalled_s: float
     """How long frames wait for an acknowledgement of the peer's engine and none comes, now; 0.0: nothing waits."""
+    silent_s: float
+    """Of that, with segments in flight and not one acknowledgement from the peer's kernel, now (tcpi_last_ack_recv):
+    the path is gone, and not the peer slow."""
     busy_s: float
     """With data in the socket (tcpi_busy_time); of that, the next two."""
     receiver_limited_s: float

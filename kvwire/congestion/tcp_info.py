@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 
 class TcpInfo(NamedTuple):
-    """The fields that kvwire uses. Times in microseconds."""
+    """The fields that kvwire uses, in the kernel's order."""
 
     snd_mss: int = 0
     unacked: int = 0
     """Segments in flight."""
+    last_ack_recv_ms: int = 0
     rtt_us: int = 0
     total_retrans: int = 0
     bytes_acked: int = 0
@@ -32,9 +33,9 @@ class TcpInfo(NamedTuple):
     total_rto: int = 0
 
 
-_FIELDS = struct.Struct("<16xI4xI40xI28xI16xQ16xII4xI8xQQQ4xIQQI20xH")
-"""Offsets: snd_mss 16, unacked 24, rtt 68, total_retrans 100, bytes_acked 120, notsent_bytes 144, min_rtt 148,
-data_segs_out 156, busy_time 168, rwnd_limited 176, sndbuf_limited 184, delivered_ce 196, bytes_sent 200,
+_FIELDS = struct.Struct("<16xI4xI28xI8xI28xI16xQ16xII4xI8xQQQ4xIQQI20xH")
+"""Offsets: snd_mss 16, unacked 24, last_ack_recv 56, rtt 68, total_retrans 100, bytes_acked 120, notsent_bytes 144,
+min_rtt 148, data_segs_out 156, busy_time 168, rwnd_limited 176, sndbuf_limited 184, delivered_ce 196, bytes_sent 200,
 bytes_retrans 208, dsack_dups 216, total_rto 240."""
 
 

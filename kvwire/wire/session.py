@@ -36,7 +36,7 @@ class Session(Exchange):
     """One side of a control session. It outlives its connection: `lost`, then `resume` over another one.
 
     `agreement`: of a sealed link, this side's half of the keys for the first connection. `frank`: whether the peer may
-    know why it is refused something, which is another tenant's business.
+    know why it is refused something, which is another tenant's business. `lanes`: how many a dialler's HELLO asks for.
     """
 
     def __init__(
@@ -50,9 +50,11 @@ class Session(Exchange):
         agreement: KeyAgreement | None = None,
         *,
         frank: bool = True,
+        lanes: int = 4,
     ) -> None:
         super().__init__(config, dialler=role == "dialler", frank=frank)
         self.role: Role = role
+        self.lanes = lanes if role == "dialler" else 0
         self.link_id = link_id
         """Names the link in a lane's JOIN and in a HELLO that resumes it; the acceptor's choice."""
         self._boot_id = boot_id
@@ -74,11 +76,10 @@ class Session(Exchange):
         self._reader = schema.MessageReader(GREETING_BYTES)
         self._greeting_due = now + self._config.handshake_timeout_s
         self._ping_due = now + self._config.ping_interval_s
-        lanes = self._config.lanes if self.role == "dialler" else 0
         limits = self._config.max_transfers, self._config.max_message_bytes
         share = b"" if agreement is None else agreement.share
         link = self._boot_id, random, self.link_id
-        self._hello = schema.Hello(WIRE_VERSION, [self._suite], share, *link, SOFTWARE, lanes, *limits)
+        self._hello = schema.Hello(WIRE_VERSION, [self._suite], share, *link, SOFTWARE, self.lanes, *limits)
         if self.role == "dialler":  # the acceptor answers: it has to know which link this is
             self._send(self._hello)
 
@@ -177,11 +178,9 @@ class Session(Exchange):
     # --- what a caller may do -------------------------------------------------------------------------------------
 
     def request_lanes(self, now: float, count: int) -> None:
-        """Ask the acceptor for 1 to 64 tickets."""
+        """The dialler: ask for 1 to 64 tickets. The acceptor: say how many lanes what it sends is worth in all."""
         del now
         self._open()
-        if self.role == "acceptor":
-            raise LocalError("only the dialler asks for lanes; the acceptor hands out tickets")
         if not 1 <= count <= MAX_TICKETS:
             raise LocalError(f"{count} lanes asked for; expected 1 to {MAX_TICKETS}")
         self._send(schema.Lanes(count))
@@ -273,8 +272,6 @@ class Session(Exchange):
                 if entry is not None and entry.state is states.Transfer.OVER:
                     self._events.append(events.Drained(message.transfer))
             case schema.Lanes():
-                if self.role == "dialler":
-                    raise ProtocolError("the acceptor asks for lanes; it hands out tickets instead")
                 self._events.append(events.LanesWanted(message.count))
             case schema.LaneTicket():
                 if self.role == "acceptor":

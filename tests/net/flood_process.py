@@ -33,7 +33,8 @@ from kvwire import (
 from tests.net import kit
 from tests.net.kit import POISON, Caches
 
-CONFIG = Config(lanes=2, cell_bytes=4096, max_transfers=64, max_queued_runs=1024, max_message_bytes=64 * 1024)
+LANES = 2
+CONFIG = Config(lanes=LANES, cell_bytes=4096, max_transfers=64, max_queued_runs=1024, max_message_bytes=64 * 1024)
 BLOCKS = 16
 SPEC = GroupSpec.mla("kv", range(4), DType.UINT8, block_tokens=16, latent=256)  # blocks of 4 KiB: each one cell
 

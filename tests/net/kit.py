@@ -142,7 +142,7 @@ class Pair:
             found["watched"] = found.get("watched", 0) + len(node._watched) - len(node._links)
             for link in node.links:
                 session = link._session
-                tables: tuple[Sized, ...] = (link._outgoing, link._incoming, link._offers)
+                tables: tuple[Sized, ...] = (link._exchange.outgoing, link._exchange.incoming, link._exchange.offers)
                 tables += (session._outgoing, session._incoming)
                 found["in tables"] = found.get("in tables", 0) + sum(len(table) for table in tables)
                 found["queued"] = found.get("queued", 0) + link.engine_link.queued_runs

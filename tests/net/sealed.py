@@ -26,7 +26,8 @@ from tests.net import kit
 from tests.unit.security_kit import bare_context
 
 SEALED = wire.control_preamble(plain=False)
-CONFIG = Config(lanes=2)
+LANES = 2
+CONFIG = Config(lanes=LANES)
 
 
 # --- the audit log ----------------------------------------------------------------------------------------------------
@@ -134,7 +135,7 @@ def dialler_session(
     tenants = identity.subject.tenant, peer_tenant
     agreement = Agreement("dialler", (stream.tls.own, stream.tls.peer), tenants, secrets.token_bytes(32))
     random = secrets.token_bytes(32)
-    return wire.Session("dialler", CONFIG, boot_id, random, link_id, time.monotonic(), agreement)
+    return wire.Session("dialler", CONFIG, boot_id, random, link_id, time.monotonic(), agreement, lanes=LANES)
 
 
 @asynccontextmanager

@@ -374,7 +374,7 @@ async def test_offers_time_out_where_nobody_accepts() -> None:
     async with joined() as pair:
         with pytest.raises(TimeoutError, match="request 'r1' was not granted in time"):
             await pair.link.offer(offer, caches.at(), timeout_s=0.05)
-        await kit.eventually(lambda: not pair.back._incoming, "the offer to be withdrawn")
+        await kit.eventually(lambda: not pair.back._exchange.incoming, "the offer to be withdrawn")
         waiting = asyncio.create_task(pair.server.accept())  # a withdrawn offer is not handed out
         await asyncio.sleep(0.01)
         assert not waiting.done()

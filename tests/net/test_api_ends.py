@@ -228,7 +228,7 @@ async def in_flight(pair: Pair) -> tuple[Outgoing, Incoming, asyncio.Task[Outgoi
     out, incoming = await granted(pair.link, pair.server, offer, *caches)
     out.ready("full", 0)
     task = asyncio.create_task(pair.link.offer(manifest("offered"), caches[0].at()))
-    await kit.eventually(lambda: len(pair.back._incoming) == 2, "the second offer")
+    await kit.eventually(lambda: len(pair.back._exchange.incoming) == 2, "the second offer")
     return out, incoming, task, caches
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from tests.net import kit
-from tests.net.flood_process import CONFIG
+from tests.net.flood_process import CONFIG, LANES
 from tests.net.peers import another_process, line, say, stopped
 from tests.net.proxy import Proxy, proxied
 
@@ -38,11 +38,11 @@ LANE_BYTES = (
     + CONTROL_BYTES
     + LOG_RUNS * ENTRY_BYTES
 )
-RUNS = CONFIG.max_queued_runs + CONFIG.lanes * LOG_RUNS  # what a lane had sent comes back when it is lost
+RUNS = CONFIG.max_queued_runs + LANES * LOG_RUNS  # what a lane had sent comes back when it is lost
 MESSAGE_BYTES = (2 * MAX_QUEUED_FACTOR + 1) * CONFIG.max_message_bytes  # waiting, on their way, and one that comes
 TRANSFER_BYTES = 32 * 1024  # a small manifest, its tables and its tasks, in Python
 ALLOWED_BYTES = (
-    CONFIG.lanes * LANE_BYTES
+    LANES * LANE_BYTES
     + 2 * RUNS * RUN_BYTES  # a heap that doubles
     + MESSAGE_BYTES
     + 2 * CONFIG.max_transfers * TRANSFER_BYTES  # under way, and given up and not yet drained
@@ -79,7 +79,7 @@ class Watched:
         grown = self.bytes - self.warm_bytes
         print(f"{who}: {self.warm_bytes} bytes, grown by {grown} of {ALLOWED_BYTES} allowed; {seen}")
         assert self.bytes <= 1.1 * (self.warm_bytes + ALLOWED_BYTES)
-        assert self.descriptors <= self.warm_descriptors + 2 * CONFIG.lanes  # old lanes beside new ones
+        assert self.descriptors <= self.warm_descriptors + 2 * LANES  # old lanes beside new ones
         assert seen["queued_runs"] <= RUNS
         assert seen["message_bytes"] <= MAX_QUEUED_FACTOR * CONFIG.max_message_bytes
         assert seen["events"] == 0  # they are dealt with as they come

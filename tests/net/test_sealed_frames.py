@@ -17,7 +17,7 @@ from kvwire.wire import schema
 from tests.net import kit
 from tests.net.kit import Caches, manifest, through_proxy
 from tests.net.proxy import Way
-from tests.net.sealed import CONFIG, Log, Peer, join, logged, peer_of, rest
+from tests.net.sealed import CONFIG, LANES, Log, Peer, join, logged, peer_of, rest
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -95,7 +95,7 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
             await peer.hear(wire.HelloDone)
             assert peer.session.offer(time.monotonic(), offer, timeout_s=60, deadline_s=60, klass=1) == 1
             await peer.say()
-            await peer.tickets(CONFIG.lanes)
+            await peer.tickets(LANES)
             incoming = await node.accept()
             await incoming.grant(target.at())
             await peer.hear(wire.Granted)

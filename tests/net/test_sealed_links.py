@@ -14,7 +14,7 @@ from kvwire.wire import schema
 from kvwire.wire.preamble import join_bytes
 from tests.net import kit
 from tests.net.kit import Caches, manifest
-from tests.net.sealed import CONFIG, Log, Peer, join, logged, peer_of, rest
+from tests.net.sealed import CONFIG, LANES, Log, Peer, join, logged, peer_of, rest
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -46,7 +46,7 @@ async def greeted(peer: Peer) -> list[wire.Ticket]:
     await peer.say()
     await peer.hear(wire.HelloDone)
     await peer.say()
-    return await peer.tickets(CONFIG.lanes)
+    return await peer.tickets(LANES)
 
 
 # --- greeting ---------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kvwire._ext.cipher import Cipher
+from kvwire._ext.pacer import HedgeBudget, Pacer
 from kvwire._ext.seal import MOST
 from kvwire._ext.sendqueue import SendQueue
 from kvwire.errors import Closed
@@ -80,6 +81,10 @@ class SimEngine:
         self._dirty.clear()
         return handles
 
+    @property
+    def now_ns(self) -> int:
+        return int(self.loop.time() * 1e9)
+
     def gil_entries(self) -> int:
         return 0
 
@@ -96,7 +101,19 @@ class SimEngineLink:
     def __init__(self, engine: SimEngine) -> None:
         engine.check()
         self.engine = engine
-        self.queue = SendQueue()
+        self.queue = SendQueue(engine.now_ns)
+        self.pacer = Pacer(engine.now_ns)
+        self.hedge_budget = HedgeBudget()
+        self.inflight_cap = 0
+        self.pacing_refused = False
+        self.sampled = 0
+        self._sampling = False
+        self._wake_due = False
+        self._held_ns = 0
+        """Since when the pacer or the cap keeps lanes from claiming; 0: neither does."""
+        self._paced_ns = 0
+        self._ended_sent_bytes = 0
+        self.acked_bytes = self.hedged_bytes = self.resent_bytes = 0
         self.lanes: list[Lane] = []
         self.out: dict[int, SimOutTransfer] = {}
         self.inc: dict[int, SimInTransfer] = {}
@@ -139,34 +156,96 @@ class SimEngineLink:
                 open_lane.close_request = True
                 open_lane.poke()
 
+    def drain_lane(self, lane: int) -> None:
+        self.check()
+        for open_lane in self.lanes:
+            if open_lane.number == lane and not open_lane.retired:
+                open_lane.drain()
+
+    def hedge(self, lane: int, most_bytes: int) -> int:
+        self.check()
+        copied = 0
+        for stalled in self.lanes:
+            if stalled.number == lane and not stalled.retired:
+                copied += stalled.hedge(min(most_bytes - copied, self.hedge_budget.left_bytes))
+        self.wake()
+        return copied
+
+    def set_pace(self, average_Bps: int, peak_Bps: int, lane_Bps: int, inflight_cap: int) -> None:
+        self.check()
+        del lane_Bps  # the kernel's, which paces nothing here
+        self.pacer.set(average_Bps, peak_Bps, self.engine.now_ns)
+        self.inflight_cap = inflight_cap
+        self.wake()
+
+    def may_claim(self) -> bool:
+        """Whether something is ready, and neither the pacer nor the cap on what is in flight is in the way."""
+        now_ns = self.engine.now_ns
+        wait_ns = self.pacer.wait_ns(now_ns) if self.queue else 0
+        held = bool(self.queue) and (wait_ns > 0 or 0 < self.inflight_cap <= self.inflight_bytes)
+        if self._held_ns and not held:
+            self._paced_ns += now_ns - self._held_ns
+        self._held_ns = (self._held_ns or now_ns) if held else 0
+        if wait_ns and not self._wake_due:
+            self._wake_due = True
+            self.engine.loop.native(wait_ns / 1e9, self._tokens)
+        return bool(self.queue) and not held
+
+    def _tokens(self) -> None:
+        self._wake_due = False
+        self.wake()
+
+    def request_sample(self) -> None:
+        self.check()
+        if not self._sampling:
+            self._sampling = True
+            self.engine.later(self._sample)
+
+    def _sample(self) -> None:
+        self._sampling = False
+        self.sampled += 1
+        self.engine.mark(self)
+
+    @property
+    def inflight_bytes(self) -> int:
+        return sum(lane.unacked_bytes for lane in self.lanes)
+
     def take_closed(self) -> list[tuple[int, int, int, str, int]]:
         gone = [lane for lane in self.lanes if lane.retired]
+        self._ended_sent_bytes += sum(lane.sent_bytes for lane in gone)
         self.lanes = [lane for lane in self.lanes if not lane.retired]
         return [(lane.number, lane.incarnation, lane.reason, lane.detail, lane.rx_seq) for lane in gone]
 
-    def lane_stats(self) -> list[dict[str, int]]:
-        return [
-            {
-                "lane": lane.number,
-                "incarnation": lane.incarnation,
-                "sent_epoch": lane.epochs[0],
-                "received_epoch": lane.epochs[1],
-            }
-            for lane in self.lanes
-            if not lane.retired
-        ]
+    def lane_stats(self) -> list[dict[str, Any]]:
+        return [lane.stats() for lane in self.lanes if not lane.retired]
+
+    def link_stats(self) -> dict[str, Any]:
+        now_ns = self.engine.now_ns
+        return {
+            "now_ns": now_ns,
+            "queued_bytes": self.queue.queued_bytes,
+            "oldest_ns": tuple(now_ns - ready_ns if ready_ns else 0 for ready_ns in self.queue.oldest_ns),
+            "idle_ns": self.queue.idle_ns(now_ns),
+            "paced_ns": self._paced_ns + (now_ns - self._held_ns if self._held_ns else 0),
+            "sent_bytes": self._ended_sent_bytes + sum(lane.sent_bytes for lane in self.lanes),
+            "acked_bytes": self.acked_bytes,
+            "hedged_bytes": self.hedged_bytes,
+            "resent_bytes": self.resent_bytes,
+            "inflight_bytes": self.inflight_bytes,
+        }
 
     def wake(self) -> None:
         """There is something to send: every lane looks."""
         for lane in self.lanes:
             lane.poke()
 
-    def requeue(self, owner: int, segment: int, first: int, count: int) -> None:
-        """A run goes back to the queue in its old place, or is dropped if its transfer is over."""
+    def requeue(self, owner: int, segment: int, first: int, count: int) -> int:
+        """A run goes back to the queue in its old place, or is dropped if its transfer is over; returns its bytes."""
         out = self.queued[owner]
-        if out.state == "active" and not out.suspended:
-            order = out.orders[segment, first]
-            self.queue.push(owner, segment, first, count, klass=out.klass, deadline_ns=out.deadline_ns, order=order)
+        if out.state != "active" or out.suspended:
+            return 0
+        out.queue(segment, first, count)
+        return out.nbytes(segment, first, count)
 
     def stop_lanes(self) -> None:
         """Close all lanes, waiting for local workers: what they are in the middle of is done now."""
@@ -181,7 +260,7 @@ class SimEngineLink:
         self.check()
         for out in self.out.values():  # first: what one lane gives back must not leave on the next
             out.suspended = True
-        while self.queue.claim(1 << 20) is not None:
+        while self.queue.claim(1 << 20, now_ns=self.engine.now_ns) is not None:
             pass
         self.stop_lanes()
         self.receipts.clear()  # a ledger says the same, and to another life of the peer they mean other transfers

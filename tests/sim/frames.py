@@ -93,3 +93,22 @@ class SealedFrames:
         _, whole, kind, transfer, segment, cell, payload = opened
         del stream[:whole]
         return Frame(kind, transfer, segment, cell, payload)
+
+
+class Batch:
+    """Runs of cells that a lane has claimed and not yet given to the kernel, behind its control frames."""
+
+    def __init__(self, control: bytes, sequence: int) -> None:
+        self.control = control
+        self.sequence = sequence
+        self.runs: list[tuple[int, int, int, int]] = []
+        self.cells = 0
+
+
+def starts(frames: list[bytes]) -> list[int]:
+    """Where each of these begins when they lie one behind the other."""
+    found, at = [], 0
+    for data in frames:
+        found.append(at)
+        at += len(data)
+    return found

@@ -10,10 +10,10 @@ from __future__ import annotations
 import enum
 import os
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kvwire._ext.lanelog import LaneLog
-from tests.sim.frames import Frame, PlainFrames, SealedFrames
+from tests.sim.frames import Batch, Frame, PlainFrames, SealedFrames, starts
 from tests.sim.network import End
 from tests.sim.transfers import Placement
 
@@ -23,11 +23,10 @@ if TYPE_CHECKING:
 ACK_ENTRY = struct.Struct("<IIQ")
 ACK_DELAY_S = 0.002
 BATCH_FRAMES = 16
+DRAIN_QUIET_S = 0.1
 
 NO_OWNER = 0
-"""Owner of a log entry that carries no cells. Ids of transfers, which stand for the others, begin at 1."""
-ACK_ENTRY_SEGMENT = 0xFFFFFFFF
-"""Log entry of an acknowledgement, which nobody needs again. Others of NO_OWNER are receipts: the id in two halves."""
+"""Owner of a log entry of a receipt, with the id in two halves. Ids of transfers, which own the others, begin at 1."""
 
 
 class Reason(enum.IntEnum):
@@ -43,16 +42,7 @@ class Reason(enum.IntEnum):
     BAD_RECEIPT = 7
     REQUESTED = 8
     BAD_TAG = 10
-
-
-class Batch:
-    """Runs of cells that a lane has claimed and not yet given to the kernel, behind its control frames."""
-
-    def __init__(self, control: bytes, sequence: int) -> None:
-        self.control = control
-        self.sequence = sequence
-        self.runs: list[tuple[int, int, int, int]] = []
-        self.cells = 0
+    DRAINED = 12
 
 
 class Lane:
@@ -73,6 +63,11 @@ class Lane:
         self.detail = ""
         self.retired = False
         self.close_request = False
+        self.unacked_bytes = self.sent_bytes = self.received_bytes = 0
+        self._acked_bytes = self._acked_ns = 0
+        self._added_ns = self.engine.now_ns
+        self._shunned = self._draining = False
+        self._drain_at = 0.0
         self.log = LaneLog()
         self.rx_seq = 0
         self._sent_seq = 0
@@ -113,6 +108,8 @@ class Lane:
             self._receive()
         if self.reason is Reason.OPEN and self._placing is None:
             self._send()
+        if self._draining and self.reason is Reason.OPEN:
+            self._drain()
         if self.reason is not Reason.OPEN:
             self.retire()
 
@@ -139,6 +136,8 @@ class Lane:
                 self.fail(Reason.EOF, "the peer closed the connection")
                 return
             self._stream += data
+            self.received_bytes += len(data)
+            self._drain_at = self.engine.loop.clock.now + DRAIN_QUIET_S
         self._consume()
 
     def _consume(self) -> None:
@@ -206,9 +205,23 @@ class Lane:
                 if next_seq > lane.log.next_seq:
                     self.fail(Reason.BAD_ACK, "an acknowledgement of frames that were never sent")
                     return
-                for owner, segment, first, count in lane.log.ack(min(next_seq, lane._sent_seq)):
-                    if owner != NO_OWNER:
-                        self.link.queued[owner].on_acked(segment, first, count)
+                lane._acked(min(next_seq, lane._sent_seq))
+
+    def _acked(self, next_seq: int) -> None:
+        """The peer's engine has dealt with the frames before this one."""
+        for owner, segment, first, count, hedged in self.log.ack(next_seq):
+            self._acked_ns = self.engine.now_ns
+            self._shunned = False
+            if owner == NO_OWNER:
+                continue
+            out = self.link.queued[owner]
+            nbytes = out.nbytes(segment, first, count)
+            self.unacked_bytes -= nbytes
+            self._acked_bytes += nbytes
+            if not hedged:  # else its copy counts
+                self.link.acked_bytes += nbytes
+                out.on_acked(segment, first, count)
+        self.link.wake()  # for the cap on what is in flight, and what this lane may take again
 
     def _on_receipt(self, transfer: int) -> None:
         out = self.link.out.get(transfer)
@@ -222,7 +235,9 @@ class Lane:
     def _put(self, data: bytes) -> int:
         """How much the kernel takes; a lane that it refuses waits for the next edge."""
         try:
-            return self.end.send(data) if data else 0
+            taken = self.end.send(data) if data else 0
+            self.sent_bytes += taken
+            return taken
         except BlockingIOError:
             self._writable = False
             return 0
@@ -244,31 +259,41 @@ class Lane:
 
     def _claim_control(self) -> bytes:
         now, frames = self.engine.loop.clock.now, b""
-        due = self._ack_due is not None and (self._ack_due <= now or bool(self.link.receipts) or bool(self.link.queue))
+        takes = not self._shunned and not self._draining
+        receipts = self.link.receipts if takes else []
+        others = bool(receipts) or (takes and bool(self.link.queue))
+        due = self._ack_due is not None and (self._ack_due <= now or others)
         if due:
             entry = ACK_ENTRY.pack(self.number, self.incarnation, self.rx_seq)
             frames += self._frames.encode("ack", self.log.next_seq, payload=entry)
-            self.log.append(NO_OWNER, ACK_ENTRY_SEGMENT, 0, 1)
+            self.log.skip()
             self._ack_due = None
-        for transfer in self.link.receipts:
+        for transfer in receipts:
             frames += self._frames.encode("receipt", self.log.next_seq, transfer)
-            self.log.append(NO_OWNER, transfer >> 32, transfer & 0xFFFFFFFF, 1)
-        self.link.receipts.clear()
+            self.log.append(NO_OWNER, transfer >> 32, transfer & 0xFFFFFFFF, 1, cell_bytes=0, now_ns=self.engine.now_ns)
+        receipts.clear()
         return frames
 
     def _claim_data(self, batch: Batch) -> None:
-        claimed = 0
-        while claimed < self._claim_bytes and batch.cells < BATCH_FRAMES:
-            run = self.link.queue.claim(BATCH_FRAMES - batch.cells)
-            if run is None:
+        claimed, link, now_ns = 0, self.link, self.engine.now_ns
+        worth = min(self._claim_bytes, link.pacer.claim_bytes)
+        while claimed < worth and batch.cells < BATCH_FRAMES:
+            if self._shunned or self._draining or not link.may_claim():
                 return
+            run = link.queue.claim(BATCH_FRAMES - batch.cells, max_bytes=worth - claimed, now_ns=now_ns)
+            assert run is not None
             owner, segment, first, count, _ = run
-            out = self.link.queued[owner]
-            self.log.append(owner, segment, first, count)
+            out = link.queued[owner]
+            nbytes = out.nbytes(segment, first, count)
+            cell_bytes = out.cell_len(segment, first)
+            short_by = count * cell_bytes - nbytes
+            self.log.append(owner, segment, first, count, cell_bytes=cell_bytes, short_by=short_by, now_ns=now_ns)
+            self.unacked_bytes += nbytes
+            link.pacer.take(nbytes, now_ns)
             out.readers.append(self)
             batch.runs.append((owner, segment, first, count))
             batch.cells += count
-            claimed += count * out.cell_bytes
+            claimed += nbytes
 
     def _emit(self) -> None:
         """Read the pages, give all to the kernel, and settle: rest of a frame, frames that go back. Sealed ones never
@@ -287,7 +312,7 @@ class Lane:
         self._look_at_keys()
         taken = self._put(b"".join(frames))
         failed = self.reason is not Reason.OPEN
-        begun = [data for at, data in zip(_starts(frames), frames, strict=True) if at < taken] or frames[:1]
+        begun = [data for at, data in zip(starts(frames), frames, strict=True) if at < taken] or frames[:1]
         begun = frames if self._frames.whole_batches else begun
         self._rest = b"" if failed else b"".join(begun)[taken:]
         # A lane that failed gives everything back when it retires.
@@ -303,12 +328,67 @@ class Lane:
             unsent -= back
             for cell in range(first, first + count - back):
                 probe.sent(out, segment, cell)
+            self.link.hedge_budget.earn(out.nbytes(segment, first, count - back))
             if back:
+                nbytes = out.nbytes(segment, first + count - back, back)
                 self.log.trim_last(back)
+                self.unacked_bytes -= nbytes
+                self.link.pacer.give_back(nbytes)
                 self.link.requeue(owner, segment, first + count - back, back)
         self._sent_seq = self.log.next_seq
         if given_back:
             self.link.wake()
+
+    # --- for whoever looks after the lanes ----------------------------------------------------------------------
+
+    def hedge(self, most_bytes: int) -> int:
+        """Have other lanes send, too, what this one has sent, and take no more until some of it is acknowledged."""
+        copied = 0
+        for owner, segment, first, count in self.log.hedge(most_bytes, sent_seq=self._sent_seq):
+            if owner == NO_OWNER:
+                self.link.receipts.append(segment << 32 | first)
+            else:
+                copied += self.link.requeue(owner, segment, first, count)
+        self.link.hedge_budget.spend(copied)
+        self.link.hedged_bytes += copied
+        self._shunned = len(self.log) > 0
+        self.engine.host.net.count("lane hedged")
+        return copied
+
+    def drain(self) -> None:
+        """Take no more, and close once all is acknowledged and nothing has come for a while."""
+        if not self._draining:
+            self._draining = True
+            self._drain_at = self.engine.loop.clock.now + DRAIN_QUIET_S
+            self.poke()
+
+    def _drain(self) -> None:
+        now = self.engine.loop.clock.now
+        if self.log or self._rest or self._batch is not None or self._ack_due is not None:
+            return  # whatever ends one of these pokes the lane
+        if now >= self._drain_at:
+            self.fail(Reason.DRAINED, "no longer needed")
+        else:
+            self.engine.loop.native(self._drain_at - now, self.poke)
+
+    def stats(self) -> dict[str, Any]:
+        now_ns = self.engine.now_ns
+        return {
+            "lane": self.number,
+            "incarnation": self.incarnation,
+            "sent_bytes": self.sent_bytes,
+            "received_bytes": self.received_bytes,
+            "sent_frames": self.log.next_seq,
+            "received_frames": self.rx_seq,
+            "acked_bytes": self._acked_bytes,
+            "rate_Bps": 0,
+            "sent_epoch": self.epochs[0],
+            "received_epoch": self.epochs[1],
+            "unacked_bytes": self.unacked_bytes,
+            "stalled_ns": now_ns - max(self._acked_ns, self.log.oldest_ns) if self.log else 0,
+            "added_ns": self._added_ns,
+            "tcp_info": b"",
+        }
 
     # --- the end ------------------------------------------------------------------------------------------------
 
@@ -322,20 +402,14 @@ class Lane:
         """What nobody acknowledged goes back to the queue."""
         self.retired = True
         self.engine.probe.note("lane ended", self.number, self.incarnation, self.detail)
-        for owner, segment, first, count in self.log.drain():
-            if owner != NO_OWNER:
-                self.link.queued[owner].resent_cells += count
-                self.link.requeue(owner, segment, first, count)
-            elif segment != ACK_ENTRY_SEGMENT:
+        self.unacked_bytes = 0
+        for owner, segment, first, count, hedged in self.log.drain():
+            if hedged:
+                continue  # its copy stands for it
+            if owner == NO_OWNER:
                 self.link.receipts.append(segment << 32 | first)
+            else:
+                self.link.queued[owner].resent_cells += count
+                self.link.resent_bytes += self.link.requeue(owner, segment, first, count)
         self.engine.mark(self.link)
         self.link.wake()
-
-
-def _starts(frames: list[bytes]) -> list[int]:
-    """Where each of these begins when they lie one behind the other."""
-    starts, at = [], 0
-    for data in frames:
-        starts.append(at)
-        at += len(data)
-    return starts

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kvwire import wire
+from kvwire.congestion import LanePlanner
 from kvwire.control import Stream
 from kvwire.errors import KvwireError
 from kvwire.link import Link
@@ -33,8 +34,10 @@ class Spell:
 class SimLink(Link):
     """One end of a link."""
 
-    def __init__(self, node: Node, session: wire.Session, peer: str, identity: Peer | None) -> None:
-        super().__init__(node, session, peer, identity)
+    def __init__(
+        self, node: Node, session: wire.Session, peer: str, identity: Peer | None, planner: LanePlanner
+    ) -> None:
+        super().__init__(node, session, peer, identity, planner)
         self.process: Process = self.loop.process  # type: ignore[attr-defined]
         self.world = self.process.world
         self.frozen_before_s = self.process.loop.frozen_s()

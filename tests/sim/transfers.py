@@ -6,6 +6,7 @@ at once what they are in the middle of.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from kvwire._ext.layout import Segment
@@ -24,10 +25,6 @@ def _cells(nbytes: int, cell_bytes: int) -> int:
     return -(-nbytes // cell_bytes)
 
 
-def _now_ns(link: SimEngineLink) -> int:
-    return int(link.engine.loop.time() * 1e9)
-
-
 class SimOutTransfer:
     """The sending half: which bytes are ready, and whether the receiver has them."""
 
@@ -40,6 +37,7 @@ class SimOutTransfer:
         attachment: bool,
         klass: int = 1,
         deadline_ns: int = 0,
+        ranks: Sequence[int] | None = None,
     ) -> None:
         link.check()
         self.link = link
@@ -54,8 +52,9 @@ class SimOutTransfer:
         self.readers: list[Lane] = []
         """Lanes whose worker is between claiming cells of it and having given them to the kernel."""
         self.resent_cells = 0
-        self.orders: dict[tuple[int, int], int] = {}
-        """When each cell became ready, in the order of the queue: where it belongs when it goes back."""
+        self._ranks = [*([1] * len(segments) if ranks is None else ranks), 1]
+        self._orders: dict[tuple[int, int], tuple[int, int]] = {}
+        """When each cell became ready, in the order of the queue and in ns: where it belongs when it goes back."""
         self._counts = [_cells(segment.nbytes, cell_bytes) for segment in segments] + [1] * attachment
         self._has_attachment = attachment
         self._attachment: bytes | None = None
@@ -101,17 +100,43 @@ class SimOutTransfer:
         """Queue cells that have become complete; they are neighbours."""
         if self.state != "active":
             raise Closed(f"the transfer is {self.state}")
-        now_ns = _now_ns(self.link)
+        now_ns = self.link.engine.now_ns
         self._times_ns[:2] = [self._times_ns[0] or now_ns, now_ns]
         self._unready_cells -= len(cells)
         if cells and not self.suspended:
-            self._queue(segment, cells[0], len(cells))
+            self.queue(segment, cells[0], len(cells), new=True)
             self.link.wake()
 
-    def _queue(self, segment: int, first: int, count: int) -> None:
-        order = self.link.queue.push(self.id, segment, first, count, klass=self.klass, deadline_ns=self.deadline_ns)
+    def queue(self, segment: int, first: int, count: int, *, new: bool = False) -> None:
+        """Have cells sent: `new` ones, or such as go back to where they were."""
+        now_ns = self.link.engine.now_ns
+        order, ready_ns = (None, now_ns) if new else self._orders[segment, first]
+        cell_bytes = self.cell_len(segment, first) if segment == len(self.segments) else self.cell_bytes
+        order = self.link.queue.push(
+            self.id,
+            segment,
+            first,
+            count,
+            klass=self.klass,
+            deadline_ns=self.deadline_ns,
+            rank=self._ranks[segment],
+            order=order,
+            ready_ns=ready_ns,
+            cell_bytes=cell_bytes,
+            short_by=cell_bytes - self.cell_len(segment, first + count - 1),
+            now_ns=now_ns,
+        )
         for cell in range(first, first + count):
-            self.orders[segment, cell] = order
+            self._orders[segment, cell] = order, ready_ns
+
+    def cell_len(self, segment: int, cell: int) -> int:
+        if segment == len(self.segments):
+            return len(self._attachment or b"")
+        return min(self.cell_bytes, self.segments[segment].nbytes - cell * self.cell_bytes)
+
+    def nbytes(self, segment: int, first: int, count: int) -> int:
+        """Payload of a run of cells."""
+        return sum(self.cell_len(segment, cell) for cell in range(first, first + count))
 
     def resume(self, landed: bytes) -> None:
         """The link is back, and the receiver says what it has: queue anew what is ready and not there.
@@ -132,7 +157,7 @@ class SimOutTransfer:
         self._acked = {cells[at] for at in there}
         for at, (segment, cell) in enumerate(cells):
             if self.state == "active" and at not in there and self._is_ready(segment, cell):
-                self._queue(segment, cell, 1)
+                self.queue(segment, cell, 1, new=True)
         self.link.wake()
 
     def _is_ready(self, segment: int, cell: int) -> bool:
@@ -143,8 +168,7 @@ class SimOutTransfer:
         if segment == len(self.segments):
             assert self._attachment is not None
             return self._attachment
-        begin = cell * self.cell_bytes
-        payload = self.segments[segment].read(begin, min(self.cell_bytes, self.segments[segment].nbytes - begin))
+        payload = self.segments[segment].read(cell * self.cell_bytes, self.cell_len(segment, cell))
         self.link.engine.probe.read(self, segment, cell, payload)
         return payload
 
@@ -167,6 +191,10 @@ class SimOutTransfer:
         return not self._unready_cells
 
     @property
+    def last_claim_ns(self) -> int:
+        return self._times_ns[1]  # a lane takes what is ready at once, as far as a controller knows
+
+    @property
     def times_ns(self) -> tuple[int, int, int]:
         first, last, receipt = self._times_ns
         return first, last, receipt
@@ -180,7 +208,7 @@ class SimOutTransfer:
         """The receipt has come, or a ledger that says the same."""
         if not self.all_ready:
             raise ProtocolError("a receipt for cells that were not ready")
-        self._times_ns[2] = _now_ns(self.link)
+        self._times_ns[2] = self.link.engine.now_ns
         self.end("committed")
 
     def end(self, state: State) -> None:
@@ -188,7 +216,7 @@ class SimOutTransfer:
         if self.state == "active":
             self.state = state
             self.link.out.pop(self.id)
-            self.link.queue.remove(self.id)
+            self.link.queue.remove(self.id, now_ns=self.link.engine.now_ns)
             self.link.engine.mark(self)
 
     def abort(self) -> State:
@@ -256,7 +284,7 @@ class SimInTransfer:
 
     def write(self, segment: int, cell: int, offset: int, data: bytes) -> None:
         """Part of a cell into its slots."""
-        self._times_ns[0] = self._times_ns[0] or _now_ns(self.link)
+        self._times_ns[0] = self._times_ns[0] or self.link.engine.now_ns
         if segment == len(self.segments):
             self._attachment[offset : offset + len(data)] = data
         else:
@@ -275,7 +303,7 @@ class SimInTransfer:
             self._commit()
 
     def _commit(self) -> None:
-        self._times_ns[1] = _now_ns(self.link)
+        self._times_ns[1] = self.link.engine.now_ns
         self.link.receipts.append(self.id)
         self.end("committed")
         self.link.engine.probe.committed(self)

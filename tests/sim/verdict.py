@@ -301,9 +301,9 @@ class Verdict:
             self._up(process, link)
             engine_link: Any = link.engine_link
             tables: tuple[Sized, ...] = (
-                link._outgoing,
-                link._incoming,
-                link._offers,
+                link._exchange.outgoing,
+                link._exchange.incoming,
+                link._exchange.offers,
                 session._outgoing,
                 session._incoming,
             )
@@ -320,6 +320,7 @@ class Verdict:
     def _up(self, process: Process, link: SimLink) -> None:
         """In peace every link is up at both ends, every lane comes back, and one that has ended ends at the other."""
         wanted, other = self.world.config.lanes, link.other
+        assert wanted is not None
         if link.suspended or other is None or other.over_at is not None:
             state = "is suspended" if link.suspended else "has no other end"
             self.history.violate(BOUNDED, f"process {process.name}: in peace a link {state}")

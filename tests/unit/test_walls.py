@@ -27,15 +27,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "security": BASE | {"_ext", "wire.keys"},
     "codecs": BASE | {"_ext"},
     "pool": BASE | {"_ext"},
-    "telemetry": {"types", "congestion"},
+    "telemetry": {"errors", "types", "congestion"},
     "emulate": set(),
     "integrations": {"kvwire"},
     "routing": {"kvwire"},
-    "cli": {"kvwire", "emulate", "_ext.build_info", "_ext.cipher", "_ext.crc32c", "_ext.libcrypto"},
+    "cli": {"kvwire", "emulate", "congestion", "_ext.build_info", "_ext.cipher", "_ext.crc32c", "_ext.libcrypto"},
 }
 BELOW_ASYNCIO = BASE | {"_ext", "wire", "congestion", "security", "codecs", "pool", "telemetry"}
 ASYNCIO = {"sockets", "link", "lanes", "driver", "control", "dialler", "acceptor", "node", "transfer", "outgoing"}
-ASYNCIO |= {"incoming", "outcomes", "guard", "journal"}
+ASYNCIO |= {"incoming", "outcomes", "guard", "journal", "exchange", "egress", "sampling"}
 MAY_IMPORT |= {part: BELOW_ASYNCIO | ASYNCIO for part in {"__init__"} | ASYNCIO}
 
 PURE = {"wire", "congestion"}

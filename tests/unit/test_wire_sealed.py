@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import load_der_x509_certificate
 
-from kvwire import Config, LocalError, ProtocolError
+from kvwire import LocalError, ProtocolError
 from kvwire.wire import JOIN_BYTES, Session, events, parse_join, schema, states
 from tests.unit.wire_pair import Pair, agreement, broken, certificate, drain, messages, only
 
@@ -51,7 +51,7 @@ def test_tickets_come_with_the_first_answer() -> None:
     pair = sealed(greet=False)
     pair.acceptor.receive_data(pair.now, pair.dialler.data_to_send())
     assert pair.acceptor.state is states.Session.CONFIRMING
-    assert only(pair.acceptor, events.LanesWanted).count == Config().lanes
+    assert only(pair.acceptor, events.LanesWanted).count == pair.dialler.lanes
     pair.acceptor.issue_ticket(pair.now, RANDOM)
     assert [message.TYPE for message in messages(pair.acceptor.data_to_send())] == ["hello", "finished", "ticket"]
     with pytest.raises(LocalError):

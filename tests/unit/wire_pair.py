@@ -134,7 +134,7 @@ class Pair:
         self.now = 1000.0
         self.sealed = sealed
         ours, theirs = self.agreements()
-        self.dialler = Session("dialler", dialler, b"d" * 16, b"D" * 32, b"", self.now, ours)
+        self.dialler = Session("dialler", dialler, b"d" * 16, b"D" * 32, b"", self.now, ours, lanes=dialler.lanes or 4)
         self.acceptor = Session("acceptor", acceptor, b"a" * 16, b"A" * 32, b"L" * 16, self.now, theirs)
         if greet:
             self.exchange()

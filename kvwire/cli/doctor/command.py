@@ -18,6 +18,7 @@ from kvwire.cli.doctor.findings import LEVELS, Case, Finding, Level
 from kvwire.cli.failure import Failure
 from kvwire.cli.progress import Progress
 from kvwire.cli.units import parse_rate, show_rate
+from kvwire.congestion import LanePlanner
 
 RULES = (
     findings.cpu,
@@ -29,6 +30,7 @@ RULES = (
     tcp_findings.windows,
     tcp_findings.autotuning,
     tcp_findings.switches,
+    tcp_findings.kernel,
     tcp_findings.backlog,
     path_findings.peer,
     path_findings.interface,
@@ -73,7 +75,8 @@ def command(options: argparse.Namespace) -> int:
             except Failure as failure:  # what was found of this host is worth showing before that is said
                 problem = failure
     link_bps = route.interface.link_bps if route and route.interface else 0.0
-    case = Case(host, route, options.rate or link_bps or DEFAULT_RATE_BPS)
+    lanes = LanePlanner(None).start(route.rtt_s if route else tcp_findings.FAR_RTT_S)
+    case = Case(host, route, options.rate or link_bps or DEFAULT_RATE_BPS, lanes)
     found = diagnose(case)
     if options.json:
         result = {

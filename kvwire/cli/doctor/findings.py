@@ -10,6 +10,7 @@ import kvwire
 from kvwire.cli.doctor.host_facts import Host
 from kvwire.cli.doctor.path_probe import Route
 from kvwire.cli.units import show_rate
+from kvwire.congestion import LanePlanner
 
 Level = Literal["fault", "warning", "note", "ok"]
 LEVELS: tuple[Level, ...] = ("fault", "warning", "note", "ok")
@@ -19,8 +20,10 @@ named; a note is worth knowing."""
 FILES_BASE = 32
 """Descriptors of a process with a serving node and no links (22 counted): streams, event loop, engine, listener."""
 FILES_WANTED = 65536
-MOST_LANES = 64
+FEWEST_LANES, MOST_LANES = LanePlanner(None).start(0.0), 64
 """Of a link (Config.lanes)."""
+PER_LINK = 1 + FEWEST_LANES
+"""Descriptors of a link within a site."""
 LIBCRYPTO_GOOD = (3, 2)
 WITH_VAES, WITHOUT_VAES = "0.6 to 0.75", "0.4 to 0.55"
 """Sealed goodput over plain goodput where cores are the limit, on a CPU that has VAES, with OpenSSL 3.5 and with 3.0,
@@ -49,12 +52,8 @@ class Case:
     host: Host
     route: Route | None
     rate_bps: float
-    lanes: int = kvwire.Config().lanes
-
-
-def _per_link() -> int:
-    """Descriptors of a link with the default number of lanes."""
-    return 1 + kvwire.Config().lanes
+    lanes: int = FEWEST_LANES
+    """That a link begins with on this path (docs/congestion.md)."""
 
 
 def cpu(case: Case) -> Iterator[Finding]:
@@ -148,8 +147,8 @@ def descriptors(case: Case) -> Iterator[Finding]:
     """Open files: a link holds one for its control connection and one for each lane."""
     soft, hard = case.host.files_soft, case.host.files_hard
     handshakes = kvwire.Config().max_handshakes
-    room = max(0, soft - FILES_BASE) // _per_link()
-    found = f"{soft} descriptors: room for {room} links of {_per_link() - 1} lanes"
+    room = max(0, soft - FILES_BASE) // PER_LINK
+    found = f"{soft} descriptors: room for {room} links of {FEWEST_LANES} lanes"
     if soft >= FILES_BASE + handshakes + 1 + MOST_LANES:
         yield Finding("descriptors", "ok", found)
         return
@@ -168,7 +167,7 @@ def descriptors(case: Case) -> Iterator[Finding]:
         "fault" if soft < FILES_BASE + 1 + MOST_LANES else "warning",
         found,
         change,
-        f"room for {(wanted - FILES_BASE) // _per_link()} links, at {_per_link()} descriptors each",
+        f"room for {(wanted - FILES_BASE) // PER_LINK} links, at {PER_LINK} descriptors each",
     )
 
 

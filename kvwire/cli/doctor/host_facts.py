@@ -5,6 +5,7 @@ Containers hide files, and ARM has other ones: what cannot be read is None, "" o
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -33,6 +34,14 @@ SYSCTLS = (
 )
 CONTROLS = ("bbr", "cubic", "reno")
 """Congestion controls that kvwire makes use of."""
+SO_MAX_PACING_RATE, TCP_NOTSENT_LOWAT, TCP_RTO_MAX_MS = 47, 25, 44
+"""asm-generic/socket.h; linux/tcp.h"""
+SOCKET_OPTIONS = {
+    "pacing": (socket.SOL_SOCKET, SO_MAX_PACING_RATE, 1 << 30),
+    "notsent_lowat": (socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, 1 << 16),
+    "rto_max": (socket.IPPROTO_TCP, TCP_RTO_MAX_MS, 1000),
+}
+"""What a lane asks of the kernel, with a value to try."""
 CRC_BYTES, CRC_ROUNDS = 1 << 18, 8
 CLOCK_READS = 2000
 
@@ -85,6 +94,10 @@ class Host:
     default_control: str = ""
     usable_controls: tuple[str, ...] = ()
     sysctls: Mapping[str, str] = field(default_factory=dict)
+    socket_options: tuple[str, ...] = tuple(SOCKET_OPTIONS)
+    """Those of SOCKET_OPTIONS that a socket of this process can really have."""
+    tcp_info_bytes: int = 280
+    """How much the kernel says of a connection (TCP_INFO), 0 for nothing."""
 
     def sysctl(self, name: str) -> str:
         """The value of "net.ipv4.tcp_sack"; "" where it could not be read."""
@@ -231,6 +244,24 @@ def usable_controls(default: str) -> tuple[str, ...]:
     return tuple(usable)
 
 
+def usable_options() -> tuple[str, ...]:
+    """Those of SOCKET_OPTIONS that this kernel, or this sandbox, lets a socket have."""
+    usable = []
+    with socket.socket() as sock:
+        for name, option in SOCKET_OPTIONS.items():
+            with contextlib.suppress(OSError):
+                sock.setsockopt(*option)
+                usable.append(name)
+    return tuple(usable)
+
+
+def tcp_info_bytes() -> int:
+    """How much TCP_INFO there is."""
+    with socket.socket() as sock, contextlib.suppress(OSError):
+        return len(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 512))
+    return 0
+
+
 def default_control() -> str:
     """What a new socket has."""
     with socket.socket() as sock:
@@ -254,4 +285,6 @@ def read(root: Path = Path("/")) -> Host:
         default_control=default,
         usable_controls=usable_controls(default),
         sysctls={name: " ".join(text.split()) for name, text in values.items() if text},
+        socket_options=usable_options(),
+        tcp_info_bytes=tcp_info_bytes(),
     )

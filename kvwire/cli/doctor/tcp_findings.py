@@ -19,6 +19,8 @@ NEAR_RTT_S, FAR_RTT_S = 0.01, 0.08
 LONG_RTT_S = 0.002
 """kvwire takes BBR above it (docs/design.md, Departures)."""
 MSS_BYTES = 1448
+LEAST_TCP_INFO = 232
+"""Up to tcpi_snd_wnd, as Linux 5.4 has it (linux/tcp.h)."""
 MOST_WINDOW_BYTES = 1 << 30
 """Largest that TCP can announce (RFC 7323)."""
 MOST_SYSCTL = (1 << 31) - 1
@@ -204,6 +206,45 @@ def switches(case: Case) -> Iterator[Finding]:
             "sysctl -w net.ipv4.tcp_slow_start_after_idle=0",
             "1 MiB after a pause of 500 ms in 50 ms instead of 87 over CUBIC (measured at 40 ms RTT)",
         )
+
+
+def kernel(case: Case) -> Iterator[Finding]:
+    """What lanes ask of the kernel and may not get: a sandbox lacks it, or the kernel is too old."""
+    elsewhere = "a kernel of Linux 5.4 or newer, and a sandbox that passes the system call on (gVisor does not)"
+    rules: tuple[tuple[bool, Level, str, str, str], ...] = (
+        (
+            case.host.tcp_info_bytes < LEAST_TCP_INFO,
+            "warning",
+            f"TCP_INFO has {case.host.tcp_info_bytes} bytes, {LEAST_TCP_INFO} are wanted: retransmissions and round "
+            "trips of lanes are not known",
+            elsewhere,
+            "controllers and telemetry see loss and queues; without them `aimd` and `delay` never cap anything",
+        ),
+        (
+            "pacing" not in case.host.socket_options,
+            "warning",
+            "SO_MAX_PACING_RATE cannot be set: lanes send in bursts, and only the link as a whole is paced",
+            elsewhere,
+            "a paced link fills no queue on its way with bursts",
+        ),
+        (
+            "notsent_lowat" not in case.host.socket_options,
+            "warning",
+            "TCP_NOTSENT_LOWAT cannot be set: what is urgent waits behind all that a socket's buffer holds",
+            elsewhere,
+            "an urgent transfer overtakes at the next frame",
+        ),
+        (
+            "rto_max" not in case.host.socket_options,
+            "note",
+            "TCP_RTO_MAX_MS cannot be set: after a black hole lanes try again at intervals that double",
+            "Linux 6.15 or newer",
+            "after 2 s without a path a lane is back 1 s sooner (measured: 2.9 s instead of 3.9)",
+        ),
+    )
+    for missing, level, found, change, gain in rules:
+        if missing:
+            yield Finding("kernel", level, found, change, gain)
 
 
 def backlog(case: Case) -> Iterator[Finding]:

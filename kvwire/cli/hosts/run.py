@@ -36,7 +36,13 @@ def add_command(subparsers: Subparsers) -> None:
     add("host", metavar="HOST", type=parsed(_host), help="where kvwire-bench serve runs")
     add("-p", "--port", type=within(1, 65535, int), default=DEFAULT_PORT, help=f"its port ({DEFAULT_PORT})")
     add_address_arguments(parser, "address of this host to dial from")
-    add("-P", dest="lanes", metavar="LANES", type=within(1, 64, int), default=kvwire.Config().lanes, help="TCP lanes")
+    add(
+        "-P",
+        dest="lanes",
+        metavar="LANES",
+        type=within(1, 64, int),
+        help="TCP lanes; as many as the path is worth without",
+    )
     amount = parser.add_mutually_exclusive_group()
     amount.add_argument(
         "-t", dest="seconds", metavar="SECONDS", type=within(0.1, LONGEST_S, float), help="for so long (10)"
@@ -158,7 +164,7 @@ class Client:
         return {
             "host": self.options.host,
             "port": self.options.port,
-            "lanes": self.options.lanes,
+            "lanes": channel.link.lanes,
             "congestion": congestion,
             "rtt_s": rtt_s,
             "transfer_bytes": self.job.transfer_bytes,

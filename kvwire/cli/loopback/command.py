@@ -18,6 +18,7 @@ from kvwire.cli.loopback.pair import Pair, Run
 from kvwire.cli.memory import last_layer_bytes
 from kvwire.cli.progress import Progress
 from kvwire.cli.units import GB, MIB, parse_size, show_size
+from kvwire.congestion import LanePlanner
 
 BUFFER_BYTES = 512 * MIB
 """Largest transfer of the synthetic group; a larger run moves several through the same memory."""
@@ -35,10 +36,14 @@ def _comparison(text: str) -> str | int:
     raise ValueError(f"{text!r} cannot be compared with; expected iperf3, plain or page=SIZE")
 
 
+LOOPBACK_LANES = LanePlanner(None).start(0.0)
+"""What a link has within a site."""
+
+
 def add_command(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser("loopback", help="two processes on this machine", description=__doc__)
     add = parser.add_argument
-    add("-P", dest="lanes", metavar="LANES", type=within(1, 64, int), default=kvwire.Config().lanes, help="TCP lanes")
+    add("-P", dest="lanes", metavar="LANES", type=within(1, 64, int), default=LOOPBACK_LANES, help="TCP lanes")
     size = parsed(parse_size)
     add("-n", dest="nbytes", metavar="BYTES", type=size, default=2048 * MIB, help="bytes per run, as 512MiB or 2G")
     add_job_arguments(parser)

@@ -1,0 +1,1 @@
+"""Internal: `claim` and `settle`, called by `send` without the GIL; nothing for Python."""

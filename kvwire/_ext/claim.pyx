@@ -1,0 +1,182 @@
+"""What a lane is to send next: acknowledgements and receipts, and as late as possible cells from the queue.
+
+Pacer and the cap on what is in flight are asked here. Acknowledgements and receipts pass both: what they answer has left
+already, and the peer's own pacing may wait for them.
+"""
+
+from libc.string cimport memcpy, memmove, memset
+
+from kvwire._ext.cipher cimport TAG_BYTES
+from kvwire._ext.core cimport *
+from kvwire._ext.frame cimport ACK, ACK_ENTRY_BYTES, HEADER_BYTES, RECEIPT, frame_header, header_t
+from kvwire._ext.lanelog cimport log_append, log_trim_last
+from kvwire._ext.link cimport hold_back, lane_release, let_go, requeue, wake_all
+from kvwire._ext.pacer cimport hedge_earn, pacer_give_back, pacer_take, pacer_wait, pacer_worth
+from kvwire._ext.sendqueue cimport drop_front, queue_claim, run_bytes, run_t
+
+cdef enum:
+    OVERSLEEP_NS = 2000000         # a worker sleeps for whole milliseconds
+
+
+cdef void control_frame(lane_t *lane, batch_t *b, const header_t *h, const void *payload) noexcept nogil:
+    memcpy(lane.control + b.control, h, sizeof(header_t))
+    if h.wire_len:
+        memcpy(lane.control + b.control + sizeof(header_t), payload, h.wire_len)
+    b.control += sizeof(header_t) + h.wire_len
+
+
+cdef bint takes_work(const lane_t *lane) noexcept nogil:
+    """Whether a lane may take what any lane could. Link lock held."""
+    return not lane.shunned and not kv_load(&lane.drain_request)
+
+
+cdef void claim_control(lane_t *lane, batch_t *b, bint receipts, u64 now) noexcept nogil:
+    """Put the acknowledgement that is due, and receipts, at the front of the batch. Link lock held."""
+    cdef link_t *link = lane.link
+    cdef header_t h
+    cdef unsigned char entry[ACK_ENTRY_BYTES]
+    cdef run_t run
+    cdef size_t taken = 0
+    if lane.ack_due_ns:
+        frame_header(&h, ACK, lane.log.next_seq, 0, 0, 0, ACK_ENTRY_BYTES)
+        memcpy(entry, &lane.id, 4)
+        memcpy(entry + 4, &lane.incarnation, 4)
+        memcpy(entry + 8, &lane.rx_seq, 8)
+        control_frame(lane, b, &h, entry)
+        lane.log.next_seq += 1             # nobody acknowledges an acknowledgement: it needs no log entry
+        lane.rx_acked = lane.rx_seq
+        lane.rx_unacked_bytes = 0
+        lane.ack_due_ns = 0
+    memset(&run, 0, sizeof(run))
+    run.count = 1
+    while receipts and taken < link.receipt_count and b.control + HEADER_BYTES <= CONTROL_BYTES:
+        frame_header(&h, RECEIPT, lane.log.next_seq, link.receipts[taken], 0, 0, 0)
+        run.order = link.receipts[taken]
+        if not log_append(&lane.log, &run, now):
+            break
+        control_frame(lane, b, &h, entry)   # no payload
+        taken += 1
+    if taken:
+        link.receipt_count -= taken
+        memmove(link.receipts, link.receipts + taken, link.receipt_count * sizeof(u64))
+
+
+cdef bint may_claim(lane_t *lane, u64 now) noexcept nogil:
+    """Whether there is something to claim, and link and lane may. Link lock held.
+
+    A lane that waits for the pacer says until when, and its worker sleeps no longer (`sleep_ms`); other rates wake it
+    (`set_pace`). What waits for acknowledgements is woken where they come (`on_ack`). Both look at `link.pacer` and
+    `link.inflight_bytes` under the link's lock, as whoever changes them does before it wakes.
+    """
+    cdef link_t *link = lane.link
+    cdef u64 wait
+    if link.queue.length == 0:
+        return False
+    wait = pacer_wait(&link.pacer, now)
+    if wait:
+        lane.paced_until_ns = now + wait
+        hold_back(link, now, now + wait + OVERSLEEP_NS)
+        return False
+    if link.inflight_cap and link.inflight_bytes >= link.inflight_cap:
+        hold_back(link, now, <u64>-1)
+        return False
+    if link.held_ns:
+        let_go(link, now)
+    return lane.log.length < lane.log.capacity
+
+
+cdef u64 overhead(const lane_t *lane, u32 frames) noexcept nogil:
+    """Bytes of so many frames beside their payload."""
+    return <u64>frames * (HEADER_BYTES if lane.sealer == NULL else HEADER_BYTES + TAG_BYTES)
+
+
+cdef void claim_data(lane_t *lane, batch_t *b, u64 now) noexcept nogil:
+    """Claim ready cells worth `claim_bytes`, at least one cell; `may_claim` has said so. Link lock held.
+
+    Every run in the queue and every run in a lane log holds a reference to its transfer.
+    """
+    cdef link_t *link = lane.link
+    cdef run_t *run
+    cdef out_t *t
+    cdef size_t before
+    cdef u64 claimed = 0, room = min(<u64>lane.claim_bytes, pacer_worth(&link.pacer))
+    while True:
+        run = &b.run[b.runs]
+        before = link.queue.length
+        queue_claim(&link.queue, <u32>(<int>BATCH_FRAMES - b.frames), room - claimed, now, run)
+        t = <out_t *>run.owner
+        if link.queue.length == before:
+            t.refs += 1
+        else:
+            t.queued -= 1
+        log_append(&lane.log, run, now)
+        lane.unacked_bytes += run_bytes(run)
+        link.inflight_bytes += run_bytes(run)
+        pacer_take(&link.pacer, run_bytes(run) + overhead(lane, run.count))
+        t.readers += 1
+        t.last_claim_ns = now
+        b.runs += 1
+        b.frames += <int>run.count
+        claimed += run_bytes(run)
+        if claimed >= room or b.frames >= <int>BATCH_FRAMES or not may_claim(lane, now):
+            return
+
+
+cdef bint claim(lane_t *lane, batch_t *b) noexcept nogil:
+    """Give sequence numbers to what the lane is to send next; False when there is nothing."""
+    cdef link_t *link = lane.link
+    cdef bint takes, data
+    cdef u64 now
+    b.runs = b.frames = 0
+    b.control = 0
+    lane.paced_until_ns = 0
+    pthread_mutex_lock(&link.lock)
+    now = now_ns()
+    takes = takes_work(lane)
+    data = takes and may_claim(lane, now)
+    if lane.ack_due_ns and (lane.ack_due_ns <= now or data) or takes and link.receipt_count:
+        claim_control(lane, b, takes, now)
+    b.sequence = lane.log.next_seq
+    if data and lane.log.length < lane.log.capacity:
+        claim_data(lane, b, now)
+    pthread_mutex_unlock(&link.lock)
+    return b.control != 0 or b.frames != 0
+
+
+cdef void settle(lane_t *lane, batch_t *b, int unsent) noexcept nogil:
+    """Pages are no longer read; the last `unsent` frames go back to the queue."""
+    cdef link_t *link = lane.link
+    cdef bint was_empty, wake
+    cdef int i = b.runs - 1
+    cdef u32 back
+    cdef u64 claimed = 0, given_back = 0
+    cdef out_t *t
+    cdef run_t run
+    pthread_mutex_lock(&link.lock)
+    was_empty = link.queue.length == 0
+    while i >= 0:
+        run = b.run[i]
+        claimed += run_bytes(&run)
+        t = <out_t *>run.owner
+        t.readers -= 1
+        if t.readers == 0 and t.state != ACTIVE:
+            pthread_cond_broadcast(&t.changed)
+        if unsent:
+            back = min(<u32>unsent, run.count)
+            unsent -= <int>back
+            if back < run.count:
+                t.refs += 1                # the front of the run stays in the log
+            log_trim_last(&lane.log, back)
+            drop_front(&run, run.count - back)
+            lane_release(lane, &run)
+            pacer_give_back(&link.pacer, run_bytes(&run) + overhead(lane, back))
+            given_back += run_bytes(&run)
+            requeue(link, &run)            # may free the transfer
+        i -= 1
+    hedge_earn(&link.hedge_budget, claimed - given_back)
+    lane.sent_seq = lane.log.next_seq
+    # Other lanes have seen an empty queue, or wait for the tokens that have come back, and sleep.
+    wake = given_back and link.queue.length and (was_empty or link.held_ns)
+    pthread_mutex_unlock(&link.lock)
+    if wake:
+        wake_all(link.engine)

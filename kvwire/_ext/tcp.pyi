@@ -1,0 +1,1 @@
+"""Internal: what workers ask of a lane's socket, called without the GIL; nothing for Python."""

@@ -1,0 +1,123 @@
+"""From counters to samples: differences, and what of them may be believed."""
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from kvwire.congestion import TcpInfo, parse
+from kvwire.congestion.tcp_info import _FIELDS
+from kvwire.sampling import Sampler
+
+if TYPE_CHECKING:
+    from kvwire._ext.lanes import LaneStats, LinkStats
+
+
+LANE = ("sent_bytes", "acked_bytes", "unacked_bytes", "stalled_ns", "added_ns")
+LINK = ("sent_bytes", "acked_bytes", "idle_ns", "paced_ns", "hedged_bytes", "resent_bytes")
+"""The counters that a sample is made from."""
+
+
+def info(**fields: int) -> bytes:
+    """What the kernel would say of a connection."""
+    return _FIELDS.pack(*TcpInfo(**fields))
+
+
+def lane(number: int = 0, incarnation: int = 1, **more: Any) -> "LaneStats":
+    stats: dict[str, Any] = dict.fromkeys(LANE, 0)
+    return stats | {"lane": number, "incarnation": incarnation, "tcp_info": info()} | more  # type: ignore[return-value]
+
+
+def link(now_ns: int, **more: Any) -> "LinkStats":
+    stats: dict[str, Any] = dict.fromkeys(LINK, 0)
+    return stats | {"now_ns": now_ns, "queued_bytes": (0, 0, 0), "oldest_ns": (0, 0, 0)} | more  # type: ignore[return-value]
+
+
+SECOND = 1_000_000_000
+
+
+def test_the_first_look_has_nothing_to_compare_with() -> None:
+    assert Sampler().take([lane()], link(SECOND), {}) is None
+
+
+def test_differences() -> None:
+    sampler = Sampler()
+    sampler.take([lane(acked_bytes=1000, tcp_info=info(bytes_sent=1500, total_retrans=3))], link(SECOND), {})
+    now = lane(
+        acked_bytes=5000,
+        sent_bytes=6000,
+        added_ns=SECOND // 2,
+        tcp_info=info(
+            bytes_sent=8500, bytes_retrans=500, total_retrans=7, dsack_dups=1, rtt_us=40_000, min_rtt_us=38_000
+        ),
+    )
+    sample = sampler.take([now], link(3 * SECOND, acked_bytes=4000, idle_ns=SECOND, queued_bytes=(1, 2, 3)), {0: "bbr"})
+    assert sample is not None
+    assert sample.interval_s == 2.0
+    assert sample.lanes[0].landed_bytes == 4000
+    assert sample.lanes[0].congestion == "bbr"
+    assert sample.lanes[0].age_s == 2.5
+    assert (sample.wire_bytes, sample.retransmitted_bytes, sample.retransmitted_segments) == (7000, 500, 4)
+    assert (sample.rtt_s, sample.min_rtt_s) == (0.04, 0.038)
+    assert sample.queued_bytes == (1, 2, 3)
+    assert sample.idle_s == 1.0
+    assert sample.application_limited
+
+
+def test_another_incarnation_of_a_lane_begins_at_nothing() -> None:
+    sampler = Sampler()
+    sampler.take([lane(tcp_info=info(bytes_sent=9000))], link(SECOND), {})
+    sample = sampler.take([lane(incarnation=2, tcp_info=info(bytes_sent=100))], link(2 * SECOND), {})
+    assert sample is not None
+    assert sample.wire_bytes == 100
+
+
+def test_after_a_pause_differences_begin_anew() -> None:
+    sampler = Sampler()
+    sampler.take([lane()], link(SECOND), {})
+    assert sampler.take([lane()], link(100 * SECOND), {}, resumed=True) is None
+    sample = sampler.take([lane()], link(101 * SECOND), {})
+    assert sample is not None
+    assert sample.interval_s == 1.0
+
+
+def test_the_rtt_is_that_of_what_is_in_flight() -> None:
+    """A lane that carries nothing has an RTT from some time ago."""
+    sampler = Sampler()
+    lanes = [
+        lane(0, tcp_info=info(rtt_us=500_000, min_rtt_us=39_000)),
+        lane(1, tcp_info=info(rtt_us=40_000, unacked=100, snd_mss=1448, min_rtt_us=1 << 32 - 1)),
+    ]
+    sampler.take(lanes, link(SECOND), {})
+    sample = sampler.take(lanes, link(2 * SECOND), {})
+    assert sample is not None
+    assert sample.rtt_s == pytest.approx(0.04, rel=0.01)
+    assert sample.min_rtt_s == 0.039, "the kernel's word for `none measured` is no RTT"
+
+
+@pytest.mark.parametrize(
+    ("stalled_s", "heard_ms", "unacked", "silent_s"),
+    [
+        (2.0, 1900, 5, 1.9),  # nothing has come since it began to wait
+        (2.0, 50, 5, 0.0500),  # its kernel is there: the peer is slow
+        (0.3, 60_000, 5, 0.3),  # it was idle for a minute before
+        (2.0, 1900, 0, 0.0),  # its kernel has everything: the peer is slow
+    ],
+)
+def test_a_path_that_is_gone_is_not_a_peer_that_is_slow(
+    stalled_s: float, heard_ms: int, unacked: int, silent_s: float
+) -> None:
+    sampler = Sampler()
+    waits = lane(stalled_ns=int(stalled_s * 1e9), tcp_info=info(unacked=unacked, last_ack_recv_ms=heard_ms))
+    sampler.take([waits], link(SECOND), {})
+    sample = sampler.take([waits], link(2 * SECOND), {})
+    assert sample is not None
+    assert sample.lanes[0].silent_s == pytest.approx(silent_s)
+
+
+@pytest.mark.parametrize("length", [0, 1, 104, 192, 232, 280])
+def test_tcp_info_of_any_length(length: int) -> None:
+    """Kernels know more and more of a connection; a sandbox may say nothing."""
+    whole = info(snd_mss=1448, rtt_us=40_000, total_rto=9) + bytes(64)
+    found = parse(whole[:length])
+    assert found.rtt_us == (40_000 if length >= 72 else 0)
+    assert found.total_rto == (9 if length >= 242 else 0)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import pytest
 
 from kvwire.emulate import Path, Side, Wan, available, why_not
+from kvwire.emulate.hosts import Hosts
 
 needs_wan = pytest.mark.skipif(bool(why_not()), reason=f"no emulated WAN here: {why_not()}")
 only_tun = pytest.mark.skipif(available() != "tun", reason="the kernel's netem does not have this")
@@ -58,7 +59,7 @@ def _send(wan: Wan, count: int, size: int, gap_s: float) -> None:
             sock.sendto(datagram, (wan.addresses[1], PORT))
 
 
-def connect(wan: Wan, port: int = PORT) -> tuple[socket.socket, socket.socket]:
+def connect(wan: Hosts, port: int = PORT) -> tuple[socket.socket, socket.socket]:
     """A connection from a to b: its ends on a and on b."""
     with wan.entered("b"), socket.create_server((wan.addresses[1], port)) as server:
         server.settimeout(PATIENCE_S)
@@ -69,7 +70,7 @@ def connect(wan: Wan, port: int = PORT) -> tuple[socket.socket, socket.socket]:
     return here, there
 
 
-def stream(wan: Wan, nbytes: int, side: Side = "a") -> float:
+def stream(wan: Hosts, nbytes: int, side: Side = "a") -> float:
     """Sends random bytes over one TCP connection, which arrive as they were; seconds."""
     data = random.Random(nbytes).randbytes(nbytes)
     digest, got = hashlib.sha256(), 0

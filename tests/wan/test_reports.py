@@ -47,8 +47,8 @@ async def test_capacity_is_the_links() -> None:
             carried_bps = counted.bytes_out * 8 / (time.monotonic() - start)
     full = [report for report in reports if not report.capacity_is_lower_bound]
     assert full, "a link that was full for seconds was never seen to be"
-    assert max(report.capacity_bps for report in full) < 1.15 * RATE_BPS
-    assert max(report.capacity_bps for report in full) > 0.85 * carried_bps
+    assert max(report.capacity_bps for report in full) < 1.3 * RATE_BPS
+    assert max(report.capacity_bps for report in full) > 0.7 * carried_bps
     assert full[-1].rtt_min_s > 0.039
     assert full[-1].lanes_up > 1
 

@@ -74,7 +74,7 @@ async def test_a_black_hole_of_everything() -> None:
             await asyncio.sleep(2.0)
             wan.black_hole(False)
             took = await transfer.finish()
-            assert 4.0 - 0.1 < took < 2.0 + 2 * 2.0 + 3.0
+            assert 4.0 - 0.1 < took < 2.0 + 2 * 2.0 + 10.0  # a kernel without TCP_RTO_MAX_MS takes its time
             assert not pair.link.closed
 
 

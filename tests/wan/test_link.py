@@ -178,7 +178,6 @@ def test_counters_while_packets_move() -> None:
         sender.join()
         counted = wan.counters()["there"].since(start)
     assert counted.bytes_out > 3_000_000
-    assert counted.held == counted.queue_bytes == 0
     if wan.kind == "tun":
         assert counted.lateness is not None
         assert counted.lateness.total == counted.segments_out

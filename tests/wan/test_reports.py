@@ -1,7 +1,6 @@
 """Reports of a link beside what the emulator has counted of it."""
 
 import asyncio
-import time
 
 import pytest
 
@@ -30,26 +29,25 @@ async def test_retransmissions_are_those_of_the_links_drops() -> None:
     spurious = after.spurious_segments - before.spurious_segments
     lost = counted.lost + counted.overflowed
     assert counted.lost > 0
-    assert abs(repaired - spurious - lost) <= max(10, 0.1 * lost)
+    assert abs(repaired - spurious - lost) <= max(10, 0.05 * lost)
     segments = after.segments - before.segments
-    assert abs(segments - counted.segments_in) <= max(10, 0.1 * counted.segments_in)
+    assert abs(segments - counted.segments_in) <= max(10, 0.05 * counted.segments_in)
 
 
 async def test_capacity_is_the_links() -> None:
+    """As soon as the path has set the limit for half a second: on a busy machine it is not always the path."""
     with Wan(way()) as wan:
         async with across(wan, PLAIN) as pair:
-            await Transfer(1.0, "first").move(pair)
             reports: list[EgressReport] = []
             pair.link.on_report(reports.append, 0.25)
-            before, start = wan.counters()["there"], time.monotonic()
-            await Transfer(3.0).move(pair)
-            counted = wan.counters()["there"].since(before)
-            carried_bps = counted.bytes_out * 8 / (time.monotonic() - start)
-    full = [report for report in reports if not report.capacity_is_lower_bound]
+            for number in range(8):
+                await Transfer(2.0, f"r{number}").move(pair)
+                full = [report for report in reports if not report.capacity_is_lower_bound]
+                if full:
+                    break
     assert full, "a link that was full for seconds was never seen to be"
-    assert max(report.capacity_bps for report in full) < 1.3 * RATE_BPS
-    assert max(report.capacity_bps for report in full) > 0.7 * carried_bps
-    assert full[-1].rtt_min_s > 0.039
+    assert 0.5 * RATE_BPS < max(report.capacity_bps for report in full) < 1.3 * RATE_BPS
+    assert full[-1].rtt_min_s > 0.038
     assert full[-1].lanes_up > 1
 
 

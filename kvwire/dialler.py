@@ -56,7 +56,9 @@ class Dialler:
         self._reached = address  # by the connection that is being made
         self._settled = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
-        self._asked, self._invited = link._session.lanes, 0  # tickets on their way: a HELLO asks for them too
+        self._invited = 0
+        self._draining: set[int] = set()
+        self._stocked_at = -math.inf
         self._stock: deque[tuple[float, wire.Ticket]] = deque()
         self._replaced_at = -math.inf
         self.all_up = asyncio.Event()
@@ -80,17 +82,20 @@ class Dialler:
     def _missing(self) -> int:
         """Lanes to be dialled; one that makes no progress counts for none."""
         link = self._link
-        return min(self.wanted + link._egress.stalled, MOST_LANES) - link.lanes - len(self._dialling)
+        lanes = link.lanes - len(self._draining) + len(self._dialling)
+        return min(self.wanted + link._egress.stalled, MOST_LANES) - lanes
 
     def take(self, ticket: wire.Ticket) -> None:
         """Dial a lane with this ticket, or keep it for the moment in which one is missed. One too many expires."""
-        if not self._asked:  # the acceptor knows why it wants more lanes
-            self._invited = min(MOST_LANES, self._link.lanes + len(self._dialling) + 1)
-        self._asked = max(0, self._asked - 1)
         if self._missing > 0:
             self._dial(ticket, self._link.config.connect_timeout_s)
         elif len(self._stock) < SPARES and self._link._egress.long_path:
             self._stock.append((time.monotonic(), ticket))
+
+    def invite(self, count: int) -> None:
+        """The acceptor sends, and wants so many lanes."""
+        self._invited = min(count, MOST_LANES)
+        self.adjust()
 
     def _dial(self, ticket: wire.Ticket, timeout_s: float) -> None:
         task = self._link._spawn(self._dial_lane(ticket, timeout_s))
@@ -132,7 +137,7 @@ class Dialler:
     def _request(self) -> None:
         self._timer = None
         link = self._link
-        if link.closed or link.suspended or link.lanes >= self.wanted + link._egress.stalled:
+        if link.closed or link.suspended or link.lanes >= self.wanted + link._egress.stalled + len(self._draining):
             return
         missing = self._missing
         if missing > 0:
@@ -140,7 +145,6 @@ class Dialler:
         self.want()  # and look again, whatever becomes of the tickets
 
     def _ask(self, count: int) -> None:
-        self._asked = count
         self._link._session.request_lanes(time.monotonic(), count)
         self._link._pump()
 
@@ -149,7 +153,8 @@ class Dialler:
         now = time.monotonic()
         while self._stock and self._stock[0][0] < now - SPARE_S:
             self._stock.popleft()
-        if not self._stock and not self._asked and self._link._egress.long_path and not self._link.suspended:
+        if not self._stock and now >= self._stocked_at + SPARE_S and self._link._egress.long_path:
+            self._stocked_at = now
             self._ask(SPARES)
 
     def replace(self, stalled: int, timeout_s: float) -> None:
@@ -167,12 +172,21 @@ class Dialler:
     def adjust(self) -> None:
         """Have as many lanes as are wanted. One too many ends once all that it carries has landed."""
         link = self._link
+        self.stock_up()
         if self._missing > 0:
             self.want()
-        excess = link.lanes - self.wanted
+        excess = link.lanes - len(self._draining) - self.wanted
         if excess > 0 and not link._egress.stalled:
-            for stats in sorted(link.lane_stats(), key=lambda stats: stats["rate_Bps"])[:excess]:
+            open_lanes = [stats for stats in link.lane_stats() if stats["lane"] not in self._draining]
+            for stats in sorted(open_lanes, key=lambda stats: stats["rate_Bps"])[:excess]:
+                self._draining.add(stats["lane"])
                 link.engine_link.drain_lane(stats["lane"])
+
+    def ended(self, lane: int) -> None:
+        """A lane is gone."""
+        self._draining.discard(lane)
+        if self._missing > 0:
+            self.want()
 
     # --- the link -------------------------------------------------------------------------------------------------
 
@@ -180,7 +194,8 @@ class Dialler:
         """The connection is lost: dial it again until the link is resumed or given up."""
         self._drop()
         self._stock.clear()
-        self._asked, self._invited = self._link._session.lanes, 0
+        self._invited = 0
+        self._draining.clear()
         self._settled.set()
         if self._up and self._link.loop.time() > self._up_at + REDIAL_CONTROL_S:
             self._pause_s = 0.0

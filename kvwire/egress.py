@@ -61,6 +61,7 @@ class Egress:
         header = HEADER_BYTES_IPV6 if ":" in link.peer else HEADER_BYTES
         self.telemetry = Telemetry(header_bytes=header, upwards=link._node.listeners)
         self.lanes_wanted = link._session.lanes or planner.start(0.0)
+        self._invited = 0  # lanes that an acceptor has said it wants
         self.stalled = 0
         """Lanes that make no progress."""
         self.long_path = False
@@ -72,6 +73,8 @@ class Egress:
         """Something is to be sent, or somebody listens: look at once, and again from there on."""
         if self._pausing and not self._link.suspended:
             self._pausing, self._fresh = False, True
+            if self._link._dialler is None and not self._invited:
+                self._invited = self._planner.begin(self._link.lanes)  # those that the dialler found right
             self._sampled = self._engine.sampled
             self._schedule(0.0)
 
@@ -168,8 +171,9 @@ class Egress:
         link = self._link
         if link._dialler is not None:
             link._dialler.adjust()
-        elif wanted > link.lanes + link._session.tickets_out(time.monotonic()) and link.config.lanes is None:
-            link._lanes.issue_tickets(wanted - link.lanes)  # the dialler knows what an unasked-for ticket means
+        elif wanted != self._invited and link.config.lanes is None:
+            self._invited = wanted
+            link._session.request_lanes(time.monotonic(), wanted)
             link._pump()
 
     def _mind_stalls(self, now: float, sample: PathSample) -> None:
@@ -224,7 +228,7 @@ class Egress:
         """The connection is lost, and the lanes with it."""
         self._cancel()
         self._pausing = True
-        self.stalled, self._worst = 0, []
+        self.stalled, self._worst, self._invited = 0, [], 0
 
     def resumed(self) -> None:
         """It is back."""

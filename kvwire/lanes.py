@@ -78,8 +78,8 @@ class Lanes:
                 self.faults.append(now)
                 if len(self.faults) == LANE_FAULTS and now - self.faults[0] < FAULTS_S:
                     link._lose(IntegrityError(f"{LANE_FAULTS} lanes to {link.peer} went wrong, the last by {reason}"))
-            if link._dialler is not None and link.lanes < link._dialler.wanted:
-                link._dialler.want()
+            if link._dialler is not None:
+                link._dialler.ended(lane)
 
     def note_keys(self) -> None:
         """Have it logged where a lane goes on with another key: once a second, should a peer do so all the time."""

@@ -243,7 +243,10 @@ class Link(Driver):
                 if self._dialler is not None:
                     self._dialler.take(event)
             case wire.LanesWanted():
-                self._lanes.issue_tickets(event.count)
+                if self._dialler is None:
+                    self._lanes.issue_tickets(event.count)
+                else:
+                    self._dialler.invite(event.count)
             case wire.Offered():
                 self._exchange.offered(event)
             case wire.Declined():

@@ -114,6 +114,7 @@ cdef void claim_data(lane_t *lane, batch_t *b, u64 now) noexcept nogil:
         link.inflight_bytes += run_bytes(run)
         pacer_take(&link.pacer, run_bytes(run) + overhead(lane, run.count))
         t.readers += 1
+        t.last_claim_ns = now
         b.runs += 1
         b.frames += <int>run.count
         claimed += run_bytes(run)

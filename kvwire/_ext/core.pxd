@@ -134,6 +134,7 @@ cdef struct out_t:
     pthread_mutex_t ready_lock     # taken before the link's lock
     u64 first_ready_ns
     u64 last_ready_ns
+    u64 last_claim_ns              # lock
     u64 receipt_ns
     u64 acked_cells                # lock
     bint suspended                 # lock: the link is down; what becomes ready is only marked

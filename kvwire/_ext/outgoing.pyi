@@ -55,6 +55,10 @@ class OutTransfer:
     @property
     def all_ready(self) -> bool: ...
     @property
+    def last_claim_ns(self) -> int:
+        """CLOCK_MONOTONIC of the last time a lane took a cell of it; 0: none has."""
+
+    @property
     def times_ns(self) -> tuple[int, int, int]:
         """CLOCK_MONOTONIC of the first and the last `ready` and of the receipt, 0 where not yet."""
 

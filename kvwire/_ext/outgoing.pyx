@@ -280,6 +280,10 @@ cdef class OutTransfer:
         return self.t.unready_cells == 0
 
     @property
+    def last_claim_ns(self):
+        return self.t.last_claim_ns
+
+    @property
     def times_ns(self):
         return self.t.first_ready_ns, self.t.last_ready_ns, self.t.receipt_ns
 

@@ -97,6 +97,12 @@ class LanePlanner:
         self._trial = None
         return self._lanes
 
+    def begin(self, lanes: int) -> int:
+        """As `start`, where the other side has found out how many to begin with."""
+        self._start = self._lanes = self._fixed or max(1, min(lanes, self._most))
+        self._trial = None
+        return self._lanes
+
     def wanted(self, now: float, sample: PathSample) -> int:
         """Lanes that the link should have now. Called with every sample."""
         if self._fixed is not None:

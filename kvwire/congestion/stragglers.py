@@ -18,8 +18,11 @@ LEAST_MEDIAN_BYTES = 1024 * 1024
 
 def stalled(sample: PathSample) -> tuple[int, ...]:
     """Lanes to be hedged and replaced, the worst first: their frames wait for an acknowledgement longer than max(3
-    RTT, 0.5 s), and their path is gone (the peer's kernel is silent too) or other lanes are well. Where all wait and
-    every kernel is heard, it is the peer that is slow, and another connection would change nothing.
+    RTT, 0.5 s), and either their path is gone (the peer's kernel is silent too), or the peer's kernel has taken all and
+    nothing comes of it while other lanes are well: somebody on the way keeps it.
+
+    A lane whose kernel repairs losses is alive, and a new one would fare no better. Where all wait and every kernel is
+    heard, it is the peer that is slow.
     """
 
     def limit_s(lane: LaneSample) -> float:
@@ -28,7 +31,7 @@ def stalled(sample: PathSample) -> tuple[int, ...]:
     waiting = [lane for lane in sample.lanes if lane.stalled_s > limit_s(lane)]
     # Half of it: when all begin to wait, one of them is the first to have waited for long.
     others_well = any(lane.stalled_s < limit_s(lane) / 2 for lane in sample.lanes)
-    found = [lane for lane in waiting if others_well or lane.silent_s > limit_s(lane)]
+    found = [lane for lane in waiting if lane.silent_s > limit_s(lane) or (others_well and not lane.inflight_bytes)]
     return tuple(lane.lane for lane in sorted(found, key=lambda lane: -lane.stalled_s))
 
 

@@ -178,11 +178,9 @@ class Session(Exchange):
     # --- what a caller may do -------------------------------------------------------------------------------------
 
     def request_lanes(self, now: float, count: int) -> None:
-        """Ask the acceptor for 1 to 64 tickets."""
+        """The dialler: ask for 1 to 64 tickets. The acceptor: say how many lanes what it sends is worth in all."""
         del now
         self._open()
-        if self.role == "acceptor":
-            raise LocalError("only the dialler asks for lanes; the acceptor hands out tickets")
         if not 1 <= count <= MAX_TICKETS:
             raise LocalError(f"{count} lanes asked for; expected 1 to {MAX_TICKETS}")
         self._send(schema.Lanes(count))
@@ -274,8 +272,6 @@ class Session(Exchange):
                 if entry is not None and entry.state is states.Transfer.OVER:
                     self._events.append(events.Drained(message.transfer))
             case schema.Lanes():
-                if self.role == "dialler":
-                    raise ProtocolError("the acceptor asks for lanes; it hands out tickets instead")
                 self._events.append(events.LanesWanted(message.count))
             case schema.LaneTicket():
                 if self.role == "acceptor":

@@ -191,6 +191,10 @@ class SimOutTransfer:
         return not self._unready_cells
 
     @property
+    def last_claim_ns(self) -> int:
+        return self._times_ns[1]  # a lane takes what is ready at once, as far as a controller knows
+
+    @property
     def times_ns(self) -> tuple[int, int, int]:
         first, last, receipt = self._times_ns
         return first, last, receipt

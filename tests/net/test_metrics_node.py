@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
+import inspect
+import re
 import urllib.request
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import prometheus_client
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoint
 from prometheus_client.parser import text_string_to_metric_families
 
-from kvwire import Config, EgressReport, Node
+from kvwire import Config, EgressReport, Link
 from kvwire.cli.top import scrape
 from kvwire.telemetry import opentelemetry
 from tests.net import kit
@@ -30,9 +37,8 @@ def read(url: str) -> dict[str, list[tuple[dict[str, str], float]]]:
     return found
 
 
-async def a_report_of(node: Node, transfers: int, landed: int) -> EgressReport:
+async def a_report_of(link: Link, landed: int) -> EgressReport:
     """The first that knows of so many bytes."""
-    (link,) = node.links
     async with asyncio.timeout(kit.PATIENCE_S):
         async for report in link.telemetry():
             if report.totals.landed_bytes >= landed and not any(report.outgoing):
@@ -47,7 +53,7 @@ async def test_a_scrape_says_what_the_engine_counted() -> None:
             for number in range(5):
                 await kit.move(pair.link, pair.server, f"r{number}")
             counted = pair.link.lane_stats()
-            report = await a_report_of(pair.client, 5, sum(lane["acked_bytes"] for lane in counted))
+            report = await a_report_of(pair.link, sum(lane["acked_bytes"] for lane in counted))
             found = await asyncio.to_thread(read, url)
             ((labels, landed),) = found["kvwire_landed_bytes_total"]
             assert labels == {"link": report.link, "peer": pair.link.peer}
@@ -96,3 +102,38 @@ async def test_opentelemetry_of_a_real_node() -> None:
         assert metrics["kvwire.landed"].unit == "By"
         exporter.close()
     provider.shutdown()
+
+
+async def test_the_page_runs_as_it_stands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each of its snippets, on a node whose link ends after a while; on a port that is free."""
+    servers: list[Any] = []
+    start = prometheus_client.start_http_server
+    monkeypatch.setattr(prometheus_client, "start_http_server", lambda port: servers.append(start(0, "127.0.0.1")))
+    page = (Path(__file__).parents[2] / "docs/telemetry.md").read_text()
+    snippets = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert len(snippets) == 4
+    noted: list[tuple[str, float]] = []
+    scheduler = SimpleNamespace(note=lambda peer, headroom_bps: noted.append((peer, headroom_bps)))
+    async with kit.joined() as pair:
+        peer, running, exporters = pair.link.peer, [], []
+        for snippet in snippets:
+            names: dict[str, Any] = {"node": pair.client, "link": pair.link, "scheduler": scheduler}
+            ran = eval(compile(snippet, "telemetry.md", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), names)
+            if inspect.isawaitable(ran):
+                running.append(asyncio.ensure_future(ran))
+            elif "exporter" in names:
+                exporters.append(names["exporter"])
+        await kit.move(pair.link, pair.server, "r")
+        await kit.eventually(lambda: noted, "the callback to be called")
+        ((server, thread),) = servers
+        found = await asyncio.to_thread(read, f"http://127.0.0.1:{server.server_port}/metrics")
+        assert found["kvwire_links"] == [({}, 1.0)]
+        server.shutdown()
+        server.server_close()
+        thread.join()
+        for exporter in exporters:
+            exporter.close()
+        await pair.link.close()
+        await asyncio.gather(*running)
+    assert noted[0][0] == peer
+    assert re.search(r"^\d+ Mbit/s, \d+\.\d ms of queue$", capsys.readouterr().out, re.MULTILINE)

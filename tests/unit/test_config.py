@@ -47,7 +47,7 @@ def test_ranges(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*WHOLE, "cell_bytes", "stream_bytes"])
 def test_counts_are_whole(name: str) -> None:
-    value = float(getattr(Config(), name))
+    value = float(getattr(Config(), name) or 4)
     with pytest.raises(ConfigError, match=f"{name} is {value}; expected an integer"):
         config(**{name: value})
 

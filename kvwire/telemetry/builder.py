@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from operator import attrgetter
+from operator import add, attrgetter
 from typing import Any
 
 from kvwire.congestion import Budget, Decision, LaneSample, PathSample
@@ -95,13 +95,13 @@ class ReportBuilder:
     def sample(self, now: float, sample: PathSample) -> None:
         """What the link did since the sample before."""
         self._latest = sample
-        self._sums = [a + b for a, b in zip(self._sums, _path_values(sample), strict=True)]
+        self._sums = tuple(map(add, self._sums, _path_values(sample)))
         self._sampled_s += sample.interval_s
         self._lane_s += sample.interval_s * len(sample.lanes)
         lanes: dict[tuple[int, int], _Lane] = {}
         for it in sample.lanes:
             lane = lanes[it.lane, it.incarnation] = self._lanes.get((it.lane, it.incarnation)) or _Lane()
-            lane.sums = [a + b for a, b in zip(lane.sums, _lane_values(it), strict=True)]
+            lane.sums = tuple(map(add, lane.sums, _lane_values(it)))
             self._receiver_limited_s += it.receiver_limited_s
             self._buffer_limited_s += it.buffer_limited_s
             if it.rtt_s and (it.segments or it.inflight_bytes):

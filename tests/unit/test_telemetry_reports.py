@@ -181,7 +181,7 @@ def test_neither_a_filling_queue_nor_late_acknowledgements_are_capacity() -> Non
     now = ticks(builder, 0.0, 1.0, 1e8)
     much, usual = 30_000_000, 6_000_000
     for sent, arrived in ((much, usual), (usual, much)):
-        moved = busy_lane(0, sent, delivered_bytes=arrived, segments=sent // MSS)
+        moved = busy_lane(0, sent, delivered_segments=arrived // MSS)
         now += 0.5
         builder.sample(now, path(moved, interval_s=0.5))
     assert made(builder, now).capacity_bps == pytest.approx(1e8, rel=0.05)

@@ -23,11 +23,12 @@ class Hosts:
     hosts are killed, and nothing is left."""
 
     addresses = ADDRESSES
+    sides: tuple[Side, Side] = ("a", "b")
 
     def __init__(self, buffers: Buffers) -> None:
         self._stack = ExitStack()
         self._hosts: dict[Side, Namespace] = {}
-        for side in ("a", "b"):
+        for side in self.sides:
             self._hosts[side] = self._host()
             for name in ("tcp_rmem", "tcp_wmem") if buffers == "big" else ():
                 self._hosts[side].sysctl(f"ipv4/{name}", BIG_BUFFERS)

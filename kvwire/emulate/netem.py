@@ -117,7 +117,7 @@ class NetemLink:
             f"neighbour add {peer} lladdr {router_mac} nud permanent dev wan",
         )
         self._router.ip(
-            f"link set {device} up",
+            f"link set dev {device} up",
             f"route add {address}/32 dev {device}",
             f"neighbour add {address} lladdr {mac} nud permanent dev {device}",
         )
@@ -162,21 +162,23 @@ class NetemLink:
             return self._counted("a", "b"), self._counted("b", "a")
 
     def _counted(self, source: str, device: str) -> Counters:
-        """Read while packets move: first what has left, then what has come."""
-        qdiscs = json.loads(self._router.tool(f"tc -s -j qdisc show dev {device}"))
         (link,) = json.loads(self._router.tool(f"ip -s -j link show dev {source}"))
         came: dict[str, int] = link["stats64"]["rx"]
+        qdiscs = json.loads(self._router.tool(f"tc -s -j qdisc show dev {device}"))
         stats: dict[str, dict[str, Any]] = {qdisc["kind"]: qdisc for qdisc in qdiscs}
         root, queue = stats["netem"], stats.get("tbf", {"drops": 0, "backlog": 0, "qlen": 0})
         overflowed, out, held = queue["drops"], root["packets"], root["qlen"]
+        entered = out + root["drops"] + held
+        # Read one after the other while packets move: what came between the two looks has not vanished.
+        black_holed = max(0, came["packets"] - entered)
         return Counters(
-            segments_in=came["packets"],
+            segments_in=entered + black_holed,
             bytes_in=came["bytes"] - ETHERNET_BYTES * came["packets"],
             segments_out=out,
             bytes_out=root["bytes"] - ETHERNET_BYTES * out,
             lost=root["drops"] - overflowed,
             overflowed=overflowed,
-            black_holed=came["packets"] - out - root["drops"] - held,
+            black_holed=black_holed,
             failed=0,
             held=held,
             marked=0,

@@ -16,9 +16,7 @@ def why_not_shaped() -> str:
     if not fault:
         host = Namespace()
         try:
-            host.tool(
-                ["tc", *["qdisc", "add", "dev", "lo", "root", "tbf", "rate", "1mbit", "burst", "2kb", "limit", "9kb"]]
-            )
+            host.tool("tc qdisc add dev lo root tbf rate 1mbit burst 2kb limit 9kb")
         except OSError as error:
             fault = f"A shaped cable needs the command `tc` and the kernel's tbf: {error}."
         finally:

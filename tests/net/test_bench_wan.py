@@ -47,6 +47,7 @@ def test_who_may_make_no_namespaces_is_told_so(tmp_path: Path) -> None:
     ("arguments", "sentence"),
     [
         (["--cc", "quic"], "--cc quic: this host does not let us use it"),
+        (["--controller", "fastest"], "--controller fastest: expected "),
         (["--beside", "quic=2"], "--cc quic: this host does not let us use it"),
         (["--vs", "none", "--size", "1K"], "less than one page"),
         (["--vs", "none", "--keep", "/dev/null/x"], "/dev/null/x cannot be made"),

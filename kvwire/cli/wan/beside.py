@@ -27,9 +27,7 @@ def measure(setting: Setting) -> Result:
     runs: list[Run] = []
     for number in range(1, setting.options.runs + 1):
         setting.say(f"run {number} of {setting.options.runs}: beside {count} flows of {congestion}")
-        run, span = setting.timely(lambda: _run(setting, congestion, count))
-        runs.append(run)
-        setting.spans.append(span)
+        runs.append(setting.timely(lambda: _run(setting, congestion, count), setting.spans))
     goodput_bps = statistics.median(run.goodput_bps for run in runs)
     fair_bps = setting.link.payload_bps / (count + 1)
     return {

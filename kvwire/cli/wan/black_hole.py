@@ -32,9 +32,7 @@ def measure(setting: Setting) -> Result:
     runs: list[Run] = []
     for number in range(1, setting.options.runs + 1):
         setting.say(f"run {number} of {setting.options.runs}")
-        run, span = setting.timely(lambda: _run(setting))
-        runs.append(run)
-        setting.spans.append(span)
+        runs.append(setting.timely(lambda: _run(setting), setting.spans))
     return {
         "goodput_bps": statistics.median(run.goodput_bps for run in runs),
         "goodput_bps_runs": [run.goodput_bps for run in runs],

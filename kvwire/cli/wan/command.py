@@ -70,6 +70,8 @@ def command(options: argparse.Namespace) -> int:
     cells = [Namespace(**vars(options) | cell) for cell in GRID] if options.grid else [options]
     for cell in cells:
         cell.cc = machine.congestion(cell.cc) if cell.cc else _preferred()
+    if options.controller is not None and options.controller not in kvwire.controllers():
+        raise Failure(f"--controller {options.controller}: expected {', '.join(kvwire.controllers())}")
     compared = {"iperf3": iperf3.version()} if _uses_iperf3(options) else {}
     if options.beside:
         machine.congestion(options.beside[0])
@@ -171,7 +173,7 @@ def _cell(options: Namespace, job: Job, progress: Progress, said: str) -> Result
         **found,
         "lanes": lanes,
         "lanes_wanted": options.lanes,
-        "controller": options.controller,
+        "controller": config.controller,
         "congestion": ", ".join(congestion),
         **sealing.facts(options.plain),
         "runs": options.runs,
@@ -180,7 +182,7 @@ def _cell(options: Namespace, job: Job, progress: Progress, said: str) -> Result
         "page_bytes": max(spec.block_bytes for spec in job.specs),
         "scatter": options.scatter,
         "emulator": kind_of(hosts),
-        **summary(setting.spans),
+        **summary(setting.spans, link.rate_bps, alone=options.scenario != "beside"),
         "late_runs_refused": setting.refused,
         "checked": setting.checked,
         "verified": not setting.damage,

@@ -12,6 +12,8 @@ from typing import Any
 from kvwire import emulate
 from kvwire.cli.failure import Failure
 from kvwire.cli.units import show_rate, show_share, show_time
+from kvwire.cli.wan import reported
+from kvwire.cli.wan.reported import Reported
 from kvwire.emulate import Counters, Shaped, Wan
 from kvwire.emulate.hosts import Buffers, Hosts
 
@@ -142,13 +144,17 @@ def look(hosts: Hosts) -> Mapping[str, Counters]:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """What the emulator did in each direction, "there" and "back", between two looks at its counters."""
+    """What the emulator did in each direction, "there" and "back", between two looks at its counters, and what the
+    sender's reports said of it, where it was the one who sent."""
 
     ways: Mapping[str, Counters]
+    reports: Sequence[Reported] = ()
 
     @classmethod
-    def between(cls, before: Mapping[str, Counters], after: Mapping[str, Counters]) -> Span:
-        return cls({way: counters.since(before[way]) for way, counters in after.items()})
+    def between(
+        cls, before: Mapping[str, Counters], after: Mapping[str, Counters], reports: Sequence[Reported] = ()
+    ) -> Span:
+        return cls({way: counters.since(before[way]) for way, counters in after.items()}, reports)
 
     @property
     def late_s(self) -> float:
@@ -169,13 +175,18 @@ class Span:
 COUNTED = ("segments_in", "bytes_in", "segments_out", "bytes_out", "lost", "overflowed", "black_holed", "failed")
 
 
-def summary(spans: Sequence[Span]) -> dict[str, Any]:
-    """What the emulator did to the runs that count, for a record."""
-    seen = [span.ways["there"] for span in spans if span.ways]
+def summary(spans: Sequence[Span], rate_bps: float, *, alone: bool) -> dict[str, Any]:
+    """Of the runs that count: what the sender says, what the emulator did, and the one beside the other, where kvwire
+    had the link `alone`."""
+    runs = [span.reports for span in spans]
+    ways = [span.ways for span in spans if span.ways]
+    there = [way["there"] for way in ways]
     return {
+        **reported.summary(runs),
         "late_mean_s": max(span.late_s for span in spans),
         "late_max_s": max(span.late_max_s for span in spans),
-        "emulated": {name: sum(getattr(way, name) for way in seen) for name in COUNTED} if seen else None,
+        "emulated": {name: sum(getattr(way, name) for way in there) for name in COUNTED} if ways else None,
+        "report_vs_emulator": reported.beside(runs, ways, rate_bps) if ways and alone else None,
     }
 
 

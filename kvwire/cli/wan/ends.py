@@ -21,6 +21,7 @@ from kvwire.cli.hosts.tasks import finish
 from kvwire.cli.loopback.peer import CALL_TIMEOUT_S, Peer, identity_in
 from kvwire.cli.loopback.peer import Side as Process
 from kvwire.cli.memory import KvMemory, steps
+from kvwire.cli.wan.reported import REPORT_S, Reported
 from kvwire.cli.wan.series import Series
 from kvwire.emulate import Side
 from kvwire.emulate.hosts import Hosts
@@ -32,6 +33,8 @@ SAMPLE_S = 0.02
 SETTLED_S = 0.3
 """A fresh link has its lanes when their number has not changed for so long, and for five round trips."""
 LONGEST_SETTLING_S = 10.0
+REPORT_WITHIN_S = 30.0
+"""A link that is lost has none until it is resumed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +93,39 @@ class Sender(End):
         """Makes the node, and dials."""
         self.node = self.call(kvwire.Node.start(config, identity=identity_in(keys)))
         self.address = host, port
-        self.link = self.call(self.node.connect(host, port))
+        self._dial(self.node)
+
+    def _dial(self, node: kvwire.Node) -> None:
+        self.link = self.call(node.connect(*self.address))
+        self.reported: list[Reported] = []
+        self.call(self._listen())
+
+    async def _listen(self) -> None:
+        self.came = asyncio.Event()
+
+        def take(report: kvwire.EgressReport) -> None:
+            self.reported.append(Reported.of(report))
+            self.came.set()
+
+        self.link.on_report(take, REPORT_S)
+
+    def reports(self) -> list[Reported]:
+        """Waits for the next report; all since the last call, and before them the last one of then."""
+        return self.call(self._reports())
+
+    async def _reports(self) -> list[Reported]:
+        self.came.clear()
+        async with asyncio.timeout(REPORT_WITHIN_S):
+            await self.came.wait()
+        found, self.reported = self.reported, self.reported[-1:]
+        return found
 
     def dial_again(self) -> None:
         """Closes the link and makes another one; returns when it has its lanes."""
         assert self.node is not None
         self.call(self.link.close())
         begun = time.monotonic()
-        self.link = self.call(self.node.connect(*self.address))
+        self._dial(self.node)
         settled_s = SETTLED_S + 5 * (time.monotonic() - begun)
         since, seen = time.monotonic(), self.link.lanes
         give_up = since + LONGEST_SETTLING_S

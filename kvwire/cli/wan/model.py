@@ -36,9 +36,7 @@ def measure(setting: Setting) -> Result:
     timed: list[Timed] = []
     for number in range(1, options.runs + 1):
         setting.say(f"run {number} of {options.runs}")
-        one, span = setting.timely(lambda: _run(setting))
-        timed.append(one)
-        setting.spans.append(span)
+        timed.append(setting.timely(lambda: _run(setting), setting.spans))
     ideal_s = max(options.prefill, 8 * job.transfer_bytes / setting.link.rate_bps)
     total_s = statistics.median(one.ended_s - one.granted_s for one in timed)
     return {

@@ -83,20 +83,27 @@ class Setting:
         self.progress.say(f"{self.said}{text}")
 
     @contextlib.contextmanager
-    def measured(self) -> Iterator[None]:
-        """What the emulator does within it decides whether the run counts."""
+    def measured(self, *, reports: bool = True) -> Iterator[None]:
+        """What the emulator does within it decides whether the run counts. `reports`: kvwire sends in it."""
+        if reports:
+            self.ends.sender.call("reports")
         before = look(self.hosts)
         yield
-        self._span = Span.between(before, look(self.hosts))
+        after = look(self.hosts)
+        self._span = Span.between(before, after, self.ends.sender.call("reports") if reports else ())
 
-    def timely(self, run: Callable[[], T]) -> tuple[T, Span]:
-        """What `run` found, when the emulator was in time while it `measured`. `Failure` where it never is."""
+    def timely(self, run: Callable[[], T], spans: list[Span]) -> T:
+        """What `run` found, when the emulator was in time while it `measured`, which is added to `spans`.
+
+        `Failure` where it never is.
+        """
         for _ in range(1 + MOST_REPEATS):
             found, span = run(), self._span
             assert span is not None
             late_s = span.late_s
             if late_s <= LATE_SHARE * self.link.delay_s:
-                return found, span
+                spans.append(span)
+                return found
             self.refused += 1
         raise Failure(
             f"the emulator was late in {1 + MOST_REPEATS} runs, the last time by {show_time(late_s)} in the mean, "

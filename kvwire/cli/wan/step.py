@@ -29,9 +29,7 @@ def measure(setting: Setting) -> Result:
     runs: list[Run] = []
     for number in range(1, setting.options.runs + 1):
         setting.say(f"run {number} of {setting.options.runs}")
-        run, span = setting.timely(lambda: _run(setting))
-        runs.append(run)
-        setting.spans.append(span)
+        runs.append(setting.timely(lambda: _run(setting), setting.spans))
     low_bps = setting.link.payload_of(setting.options.step)
     offered_bps = (2 * setting.link.payload_bps + low_bps) / 3
     goodput_bps = statistics.median(run.goodput_bps for run in runs)

@@ -24,7 +24,6 @@ class Rounds:
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.timed: list[Timed] = []
-        self.spans: list[Span] = []
         streams = iperf3.STREAMS if setting.options.vs == "iperf3" else ()
         self.received: dict[int, list[float]] = {count: [] for count in streams}
         self.retransmits: dict[int, list[int]] = {count: [] for count in streams}
@@ -37,13 +36,10 @@ class Rounds:
         for number in range(1, options.runs + 1):
             said = f"round {number} of {options.runs}"
             setting.say(f"{said}: kvwire")
-            timed, span = setting.timely(self._cold if options.cold else self._warm)
-            self.timed.append(timed)
-            self.spans.append(span)
+            self.timed.append(setting.timely(self._cold if options.cold else self._warm, setting.spans))
             for streams in self.received:
                 setting.say(f"{said}: iperf3 -P {streams}")
                 self._yardstick(number, streams)
-        setting.spans += self.spans
         return self._result()
 
     def _warm(self) -> Timed:
@@ -75,10 +71,9 @@ class Rounds:
             ):
                 return client.result(), client.raw
 
-        (found, raw), span = setting.timely(run)
+        found, raw = setting.timely(run, self.others)
         self.received[streams].append(found["bps"])
         self.retransmits[streams].append(found["retransmits"])
-        self.others.append(span)
         kept: Path | None = options.keep
         if kept is not None:
             (kept / f"{setting.link.name}-{options.cc}-round{number}-P{streams}.json").write_text(raw)
@@ -92,7 +87,7 @@ class Rounds:
             "goodput_bps_runs": [timed.goodput_bps for timed in self.timed],
             "elapsed_s": elapsed_s,
             "cold": setting.options.cold,
-            **queue("", self.spans),
+            **queue("", setting.spans),
         }
         if setting.options.cold:
             ideal_s = link.rtt_s + 8 * setting.job.transfer_bytes / link.rate_bps

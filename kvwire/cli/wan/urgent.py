@@ -41,8 +41,7 @@ def measure(setting: Setting) -> Result:
     rates, busy = [], []
     for number in range(1, options.runs + 1):
         setting.say(f"run {number} of {options.runs}: full link")
-        (found, goodput_bps), span = setting.timely(run)
-        setting.spans.append(span)
+        found, goodput_bps = setting.timely(run, setting.spans)
         rates.append(goodput_bps)
         busy += found
     idle_s = percentile(idle, 0.5)

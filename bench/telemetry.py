@@ -44,7 +44,7 @@ def main() -> None:
     options = parser.parse_args()
     looked_at = sample(options.lanes, 1 / options.ticks)
     state = LinkState(time_s=0.0, link="a", peer="b", decision=Decision())
-    telemetry = Telemetry(0.0)
+    telemetry = Telemetry()
     telemetry.on_report(lambda report: None)
     sums = core_share(lambda _: sum(lane.landed_bytes for lane in looked_at.lanes), options.ticks)
     reports = core_share(lambda now: telemetry.tick(now, looked_at, lambda: state), options.ticks)

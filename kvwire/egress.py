@@ -59,7 +59,7 @@ class Egress:
         self._controller = Budgeted(self._guarded)  # a budget outlives a controller that fails
         self._fault: ControllerFault | None = None
         header = HEADER_BYTES_IPV6 if ":" in link.peer else HEADER_BYTES
-        self.telemetry = Telemetry(time.monotonic(), header_bytes=header, upwards=link._node.listeners)
+        self.telemetry = Telemetry(header_bytes=header, upwards=link._node.listeners)
         self.lanes_wanted = link._session.lanes or planner.start(0.0)
         self._invited = 0  # lanes that an acceptor has said it wants
         self.stalled = 0

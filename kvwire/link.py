@@ -26,7 +26,7 @@ from kvwire.lanes import Lanes
 from kvwire.outcomes import Questions
 from kvwire.outgoing import Offer, Outgoing, check_source, due_ns
 from kvwire.pool import Slots
-from kvwire.telemetry import Callback, Remove, Reports
+from kvwire.telemetry import Callback, EgressReport, Remove, Reports
 from kvwire.transfer import check_timeout
 from kvwire.types import Manifest
 
@@ -174,6 +174,13 @@ class Link(Driver):
         reports = self._egress.telemetry.reports(interval_s)
         self._egress.wake()
         return reports
+
+    @property
+    def report(self) -> EgressReport | None:
+        """The latest report of a second; None before the first. It grows old while the link is suspended, or while it
+        sends nothing and nobody listens. From any thread.
+        """
+        return self._egress.telemetry.latest
 
     def on_report(self, callback: Callback, interval_s: float = 1.0) -> Remove:
         """Have each report given to `callback`, on the loop; returns what ends that. One that raises or is slow is

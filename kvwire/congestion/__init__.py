@@ -1,7 +1,9 @@
 """Congestion controllers, what they are told, and how many lanes a link wants. Pure: no clock, socket, randomness."""
 
+from kvwire.congestion.aimd import Aimd
 from kvwire.congestion.bounds import FLOOR_BPS, check_budget
 from kvwire.congestion.budgeted import Budgeted
+from kvwire.congestion.delay import Delay
 from kvwire.congestion.fixed import Fixed
 from kvwire.congestion.guarded import Guarded
 from kvwire.congestion.lanes import LanePlanner
@@ -14,11 +16,13 @@ from kvwire.congestion.uncapped import Uncapped
 __all__ = [
     "CLASSES",
     "FLOOR_BPS",
+    "Aimd",
     "Budget",
     "Budgeted",
     "Controller",
     "ControllerFactory",
     "Decision",
+    "Delay",
     "Fixed",
     "Guarded",
     "LanePlanner",

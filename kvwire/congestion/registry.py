@@ -7,7 +7,9 @@ import math
 import re
 from collections.abc import Callable
 
+from kvwire.congestion.aimd import Aimd
 from kvwire.congestion.budgeted import Budgeted
+from kvwire.congestion.delay import Delay
 from kvwire.congestion.fixed import Fixed
 from kvwire.congestion.samples import Controller
 from kvwire.congestion.uncapped import Uncapped
@@ -22,6 +24,8 @@ _NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 _factories: dict[str, ControllerFactory] = {
     "none": Uncapped,
     "fixed": Fixed,
+    "aimd": Aimd,
+    "delay": Delay,
     "budget": lambda: Budgeted(Uncapped()),
 }
 

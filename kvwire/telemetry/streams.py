@@ -12,28 +12,29 @@ from kvwire.telemetry.reports import EgressReport
 
 INTERVAL_S = 1.0
 LEAST_S, MOST_S = 0.1, 3600.0
+ROUNDING_S = 1e-6
 
 
 class _Stream:
     """Reports of one interval."""
 
-    def __init__(self, interval_s: float, builder: ReportBuilder, now: float) -> None:
+    def __init__(self, interval_s: float, builder: ReportBuilder) -> None:
         self.interval_s = interval_s
         self.builder = builder
         self.listeners = Listeners()
-        self.due = now + interval_s
+        self.left_s = interval_s
+        """Of time that samples cover, until a report is due: a link that pauses takes none."""
 
 
 class Telemetry:
     """Of one link. It makes a report a second, whether somebody listens or not, so that totals are since the link was
     made; further intervals exist while somebody wants them."""
 
-    def __init__(self, now: float, *, header_bytes: int = HEADER_BYTES, upwards: Listeners | None = None) -> None:
+    def __init__(self, *, header_bytes: int = HEADER_BYTES, upwards: Listeners | None = None) -> None:
         """`upwards`: who hears the reports of every second besides, a node's listeners."""
-        self._base = _Stream(INTERVAL_S, ReportBuilder(header_bytes), now)
+        self._base = _Stream(INTERVAL_S, ReportBuilder(header_bytes))
         self._streams = {INTERVAL_S: self._base}
         self._upwards = upwards
-        self._now = now
         self._closed = False
         self.latest: EgressReport | None = None
         """The latest report of a second; None before the first."""
@@ -53,14 +54,13 @@ class Telemetry:
 
     def tick(self, now: float, sample: PathSample, state: Callable[[], LinkState]) -> None:
         """What the link did since the last tick; `state` is asked for a report that is due."""
-        self._now = now
         for stream in list(self._streams.values()):
             stream.builder.sample(now, sample)
-            if now < stream.due:
+            stream.left_s -= sample.interval_s
+            if stream.left_s > ROUNDING_S:
                 continue
-            stream.due += stream.interval_s
-            if stream.due <= now:  # it has not ticked for more than an interval
-                stream.due = now + stream.interval_s
+            # In step, unless the sample covers more than an interval.
+            stream.left_s = max(stream.left_s, -stream.interval_s / 2) + stream.interval_s
             self._publish(stream, stream.builder.report(now, state(), stream.listeners.counts))
 
     def _publish(self, stream: _Stream, report: EgressReport) -> None:
@@ -86,7 +86,7 @@ class Telemetry:
         ):
             raise ConfigError(f"interval_s is {interval_s!r:.80}; expected {LEAST_S:g} to {MOST_S:g} s")
         if interval_s not in self._streams:
-            self._streams[interval_s] = _Stream(interval_s, self._base.builder.fork(), self._now)
+            self._streams[interval_s] = _Stream(interval_s, self._base.builder.fork())
             if self._closed:
                 self._streams[interval_s].listeners.close()
         return self._streams[interval_s]

@@ -90,7 +90,7 @@ def _modules() -> Iterator[ModuleType]:
 def simulated(rng: random.Random, counts: Counter[str]) -> Iterator[None]:
     """Every module of kvwire above the engine gets the simulated clock, chance, sockets and engine; and back."""
     stand_ins: list[tuple[object, object]] = [
-        (time, SimpleNamespace(monotonic=_now_s, monotonic_ns=lambda: int(_now_s() * 1e9))),
+        (time, SimpleNamespace(time=_now_s, monotonic=_now_s, monotonic_ns=lambda: int(_now_s() * 1e9))),
         (secrets, SimpleNamespace(token_bytes=rng.randbytes)),
         (threading, SimpleNamespace(Lock=threading.Lock, get_ident=_thread)),
         (socket, sockets.module()),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import time
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from kvwire.congestion import Decision, LaneSample, PathSample
-from kvwire.telemetry import EgressReport, LinkState, ListenerCounts, ReportBuilder
+from kvwire.congestion import Budget, Decision, LaneSample, PathSample
+from kvwire.telemetry import Callback, EgressReport, LinkState, ListenerCounts, Listeners, Remove, ReportBuilder
 
 MSS = 1448
 HEADERS = 52
@@ -41,7 +42,7 @@ def at_rate(wire_bps: float, interval_s: float = 0.1, lanes: int = 1, **more: An
 
 
 def state(**more: Any) -> LinkState:
-    values: dict[str, Any] = {"time_s": 1.0, "link": "a", "peer": "10.0.0.2 port 7878", "decision": Decision()}
+    values: dict[str, Any] = {"time_s": time.time(), "link": "a", "peer": "10.0.0.2 port 7878", "decision": Decision()}
     return LinkState(**values | more)
 
 
@@ -55,3 +56,32 @@ def report(**more: Any) -> EgressReport:
     for tick in range(10):
         builder.sample(0.1 * (tick + 1), at_rate(1e8, lanes=2))
     return made(builder, 1.0, **more)
+
+
+@dataclass
+class ALink:
+    report: EgressReport | None
+
+
+@dataclass
+class ANode:
+    """Has links, as a node has."""
+
+    links: list[ALink] = field(default_factory=list)
+    listeners: Listeners = field(default_factory=Listeners)
+
+    def on_report(self, callback: Callback) -> Remove:
+        return self.listeners.add(callback)
+
+
+BUDGET = Budget(max_bps=5e8, min_bps=1e7, lease_s=60.0)
+DECISION = Decision(pace_bps=4e8, peak_bps=8e8, inflight_cap=1 << 20)
+
+
+def full_report(link: str = "a", lanes: int = 2) -> EgressReport:
+    """One that has something to say to every metric."""
+    builder = ReportBuilder()
+    for tick in range(20):
+        builder.sample(0.1 * (tick + 1), at_rate(1e8, lanes=lanes))
+    state: dict[str, Any] = {"budget": BUDGET, "lease_left_s": 12.5, "decision": DECISION, "outgoing": (0, 3, 1)}
+    return made(builder, 2.0, link=link, tenant="acme", **state)

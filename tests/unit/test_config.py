@@ -40,14 +40,14 @@ def test_ranges(name: str) -> None:
         assert getattr(config(**{name: value}), name) == value
     step = 1 if name in WHOLE else 1e-4
     wrong: list[Any] = [low - step, high + step, math.nan, math.inf, True, "4", None]
-    for value in wrong:
+    for value in wrong if name != "lanes" else wrong[:-1]:  # None: as many as the path is worth
         with pytest.raises(ConfigError, match=f"{name} is {value!r}"):
             config(**{name: value})
 
 
 @pytest.mark.parametrize("name", [*WHOLE, "cell_bytes", "stream_bytes"])
 def test_counts_are_whole(name: str) -> None:
-    value = float(getattr(Config(), name))
+    value = float(getattr(Config(), name) or 4)
     with pytest.raises(ConfigError, match=f"{name} is {value}; expected an integer"):
         config(**{name: value})
 

@@ -159,15 +159,27 @@ def test_a_trial_whose_lanes_do_not_come_up_is_given_up() -> None:
 # --- lanes that hold a link up --------------------------------------------------------------------------------
 
 
-def test_a_lane_without_progress_is_stalled() -> None:
-    lanes = (
-        lane_sample(0, rtt_s=0.04, stalled_s=0.49),
-        lane_sample(1, rtt_s=0.04, stalled_s=0.51),
-        lane_sample(2, rtt_s=0.3, stalled_s=0.89),
-        lane_sample(3, rtt_s=0.3, stalled_s=0.91),
-    )
-    assert stalled(path_sample(0.1, lanes)) == (1, 3)
+def gone(lane: int, rtt_s: float, seconds: float) -> LaneSample:
+    """A lane whose path has swallowed everything for so long."""
+    return lane_sample(lane, rtt_s=rtt_s, stalled_s=seconds, silent_s=seconds, inflight_bytes=10**5)
+
+
+def test_lanes_whose_path_is_gone_are_stalled() -> None:
+    lanes = (gone(0, 0.04, 0.49), gone(1, 0.04, 0.51), gone(2, 0.3, 0.89), gone(3, 0.3, 0.91))
+    assert stalled(path_sample(0.1, lanes)) == (3, 1), "the worst first"
     assert stalled(path_sample(0.1)) == ()
+
+
+def test_a_lane_that_repairs_losses_is_not() -> None:
+    repairing = lane_sample(0, rtt_s=0.04, stalled_s=0.9, silent_s=0.01, inflight_bytes=10**5)
+    assert stalled(path_sample(0.1, (repairing, lane_sample(1, rtt_s=0.04)))) == ()
+
+
+def test_what_a_kernel_has_and_nobody_gets() -> None:
+    """It is a lane's fault if others are well, and else the peer's, which is slow."""
+    swallowed = lane_sample(0, rtt_s=0.04, stalled_s=0.6)
+    assert stalled(path_sample(0.1, (swallowed, lane_sample(1, rtt_s=0.04)))) == (0,)
+    assert stalled(path_sample(0.1, (swallowed, lane_sample(1, rtt_s=0.04, stalled_s=0.45)))) == ()
 
 
 def eight(slow_bytes: int, **changed: int) -> tuple[LaneSample, ...]:

@@ -189,8 +189,7 @@ async def test_a_cancelled_wait_loses_nothing() -> None:
 def run(telemetry: Telemetry, start: float, seconds: float) -> float:
     """Ten ticks a second."""
     for tick in range(round(10 * seconds)):
-        now = start + 0.1 * (tick + 1) + 1e-9  # not a hair before what is due
-        telemetry.tick(now, at_rate(1e8), state)
+        telemetry.tick(start + 0.1 * (tick + 1), at_rate(1e8), state)
     return start + seconds
 
 
@@ -198,14 +197,14 @@ def test_a_report_a_second_whoever_listens() -> None:
     up = Listeners()
     heard: list[EgressReport] = []
     up.add(heard.append)
-    telemetry = Telemetry(0.0, upwards=up)
+    telemetry = Telemetry(upwards=up)
     run(telemetry, 0.0, 3.05)
     assert [it.interval_s for it in heard] == pytest.approx([1.0, 1.0, 1.0])
     assert telemetry.latest is heard[-1]
 
 
 async def test_every_listener_has_its_interval() -> None:
-    telemetry = Telemetry(0.0)
+    telemetry = Telemetry()
     now = run(telemetry, 0.0, 5.0)
     often, seldom, both = list[EgressReport](), list[EgressReport](), list[EgressReport]()
     removes = [telemetry.on_report(often.append, 0.5), telemetry.on_report(both.append, 0.5)]
@@ -223,16 +222,26 @@ async def test_every_listener_has_its_interval() -> None:
     assert [it.interval_s for it in often] == pytest.approx([0.5] * 10)
 
 
-def test_a_link_that_stood_still_reports_once_and_goes_on() -> None:
-    telemetry, heard = Telemetry(0.0), list[EgressReport]()
+def test_a_sample_of_many_intervals_is_one_report() -> None:
+    telemetry, heard = Telemetry(), list[EgressReport]()
     telemetry.on_report(heard.append)
     telemetry.tick(7.3, at_rate(1e8, interval_s=7.3), state)
-    run(telemetry, 7.3, 2.0)
-    assert [it.interval_s for it in heard] == pytest.approx([7.3, 1.0, 1.0])
+    run(telemetry, 7.3, 2.5)
+    assert [it.interval_s for it in heard] == pytest.approx([7.3, 0.5, 1.0, 1.0])
+
+
+def test_a_pause_of_the_link_is_in_no_interval() -> None:
+    """Nobody looks at a link that is suspended, or that carries nothing and has no listener."""
+    telemetry, heard = Telemetry(), list[EgressReport]()
+    telemetry.on_report(heard.append)
+    run(telemetry, 0.0, 1.4)
+    run(telemetry, 60.0, 0.6)
+    assert [it.interval_s for it in heard] == pytest.approx([1.0, 1.0])
+    assert heard[1].wire_bps == pytest.approx(1e8, rel=1e-3)
 
 
 async def test_the_end_of_the_link_is_the_end_of_its_streams() -> None:
-    telemetry = Telemetry(0.0)
+    telemetry = Telemetry()
     streams = [telemetry.reports(), telemetry.reports(0.2)]
     telemetry.close()
     assert [[it async for it in stream] for stream in (*streams, telemetry.reports(), telemetry.reports(9.0))] == [
@@ -243,4 +252,4 @@ async def test_the_end_of_the_link_is_the_end_of_its_streams() -> None:
 @pytest.mark.parametrize("interval_s", [0.0, 0.09, 3601.0, -1.0, float("nan"), float("inf"), True, "1", None])
 def test_an_interval_that_makes_no_sense(interval_s: Any) -> None:
     with pytest.raises(ConfigError, match="interval_s"):
-        Telemetry(0.0).reports(interval_s)
+        Telemetry().reports(interval_s)

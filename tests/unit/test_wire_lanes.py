@@ -116,8 +116,6 @@ def test_an_unused_ticket_is_told_of_whoever_found_it() -> None:
 
 def test_lane_calls_of_the_wrong_side() -> None:
     pair = Pair()
-    with pytest.raises(LocalError, match="dialler"):
-        pair.acceptor.request_lanes(pair.now, 1)
     with pytest.raises(LocalError, match="acceptor"):
         pair.dialler.issue_ticket(pair.now, b"s" * 32)
     with pytest.raises(LocalError, match="31"):
@@ -125,6 +123,15 @@ def test_lane_calls_of_the_wrong_side() -> None:
     for count in (0, MAX_TICKETS + 1):
         with pytest.raises(LocalError, match=str(count)):
             pair.dialler.request_lanes(pair.now, count)
+
+
+def test_an_acceptor_says_how_many_lanes_it_wants() -> None:
+    """It sends, and knows what they are worth; it hands out no tickets by that."""
+    pair = Pair()
+    pair.acceptor.request_lanes(pair.now, 24)
+    pair.exchange()
+    assert only(pair.dialler, events.LanesWanted).count == 24
+    assert pair.acceptor.tickets_out(pair.now) == 0
 
 
 def test_too_many_tickets() -> None:

@@ -86,12 +86,6 @@ def test_peer_says(name: str) -> None:
     broken(pair.acceptor, *words)
 
 
-def test_acceptor_may_not_ask_for_lanes() -> None:
-    pair = Pair()
-    pair.tell(pair.dialler, schema.Lanes(1))
-    broken(pair.dialler, "tickets")
-
-
 def test_the_acceptor_names_the_link() -> None:
     session = Pair(greet=False).dialler
     session.receive_data(1000.0, schema.encode(HELLO))

@@ -1,0 +1,1 @@
+"""kvwire-top: links, lanes, transfers, rates and queues of running nodes, live."""

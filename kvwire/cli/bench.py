@@ -11,8 +11,9 @@ from kvwire.cli.hosts import run, serve
 from kvwire.cli.loopback import command as loopback
 from kvwire.cli.models import command as models
 from kvwire.cli.report import command as report
+from kvwire.cli.wan import command as wan
 
-COMMANDS = tuple(module.add_command for module in (serve, run, loopback, models, doctor, report))
+COMMANDS = tuple(module.add_command for module in (serve, run, loopback, wan, models, doctor, report))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

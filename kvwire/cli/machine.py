@@ -64,11 +64,11 @@ def total_bytes(meminfo: Path = MEMORY) -> int:
     return int(found[0]) * 1024 if found else 0
 
 
-def check_memory(nbytes: int) -> None:
-    """`Failure` where the host has not `nbytes` to give."""
+def check_memory(nbytes: int, instead: str = "ask for fewer tokens") -> None:
+    """`Failure`, with what to do `instead`, where the host has not `nbytes` to give."""
     if available_bytes() < nbytes:
         has = show_size(available_bytes())
-        raise Failure(f"this needs {show_size(nbytes)} of memory and the host has {has}; ask for fewer tokens")
+        raise Failure(f"this needs {show_size(nbytes)} of memory and the host has {has}; {instead}")
 
 
 def cipher() -> str:

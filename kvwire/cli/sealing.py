@@ -89,7 +89,7 @@ def fresh_keys() -> Iterator[Path]:
 
     Nobody but this user may look into it, and it is gone afterwards, also when the process is asked to end.
     """
-    with _unwinding(), tempfile.TemporaryDirectory(prefix="kvwire-keys-") as directory:
+    with unwinding(), tempfile.TemporaryDirectory(prefix="kvwire-keys-") as directory:
         where = Path(directory)
         authority = kvwire.Authority.create(where / "ca", days=1)
         for role in ("prefill", "decode"):
@@ -98,7 +98,7 @@ def fresh_keys() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _unwinding() -> Iterator[None]:
+def unwinding() -> Iterator[None]:
     """Within it a signal that would end the process at once lets it clean up first."""
 
     def end(number: int, frame: FrameType | None) -> NoReturn:

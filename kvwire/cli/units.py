@@ -46,6 +46,35 @@ def show_rate(bps: float) -> str:
     return _decimal(bps, "bit/s")
 
 
+_TIME_FACTORS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+_TIME = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(us|ms|s)")
+
+
+def parse_time(text: str) -> float:
+    """Seconds in "40ms", "1.5s", "500 us". ValueError otherwise."""
+    match = _TIME.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no time; expected one with its unit, such as 40ms, 1.5s or 500us")
+    return float(match[1]) * _TIME_FACTORS[match[2]]
+
+
+_SHARE = re.compile(r"(\d{1,3}(?:\.\d{1,9})?)\s*%")
+
+
+def parse_share(text: str) -> float:
+    """0.0 to 1.0 of "0.1%", "0". A number without % could be meant either way: ValueError, as for any other text."""
+    match = _SHARE.fullmatch(text.strip())
+    share = float(match[1]) / 100 if match else 0.0 if text.strip() == "0" else -1.0
+    if not 0 <= share <= 1:
+        raise ValueError(f"{text!r} is no share; expected a percentage such as 0.1%")
+    return share
+
+
+def show_share(share: float) -> str:
+    """ "0.1 %"."""
+    return f"{share * 100:.4g} %"
+
+
 def show_time(seconds: float) -> str:
     """Seconds as "40 ms", "1.5 s", "12 us", "12346 s"."""
     if seconds >= 1:

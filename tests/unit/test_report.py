@@ -151,7 +151,7 @@ HOSTILE = "</style></script><script>alert(1)</script><img src=x onerror=alert(1)
 def hostile(value: Any) -> Any:
     """The same record with hostile words for every text but those that are choices."""
     if isinstance(value, dict):
-        kept = ("kind", "direction", "level")
+        kept = ("kind", "direction", "level", "scenario", "black_hole")
         return {key: found if key in kept else hostile(found) for key, found in value.items()}
     if isinstance(value, list):
         return [hostile(item) for item in value]
@@ -226,7 +226,10 @@ GOOD = json.dumps(sample("run"))
         (b'{"kvwire_bench": 2, "kind": "run"}', "has format 2 and this kvwire-bench reads 1"),
         (b'{"kvwire_bench": "1"}', "'kvwire_bench' is \"1\"; expected a number"),
         (b'{"kvwire_bench": 1}', "has no 'kind'"),
-        (b'{"kvwire_bench": 1, "kind": "wine"}', "'kind' is \"wine\"; expected loopback or run or doctor or models"),
+        (
+            b'{"kvwire_bench": 1, "kind": "wine"}',
+            "'kind' is \"wine\"; expected loopback or run or wan or",
+        ),
         (b'{"kvwire_bench": 1, "kind": ' + b"[" * 90 + b"]" * 90 + b"}", "'kind' is a list; expected a text"),
         (b'{"kvwire_bench": 1, "kind": ' + b"[" * 900 + b"]" * 900 + b"}", "nested more than 100 deep"),
         (b'{"kvwire_bench": 1, "kind": "' + b"[" * 900 + b'"}', "kind"),

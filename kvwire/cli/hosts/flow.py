@@ -49,10 +49,10 @@ class Flow:
 class Source(Flow):
     """The sending end: every memory is offered again as soon as its receipt is there.
 
-    `prefill_s`: layers become ready evenly over this time; 0: all at once.
+    `prefill_s`: layers become ready evenly over this time; 0: all at once. `klass`: of all transfers.
     """
 
-    def __init__(self, link: kvwire.Link, memories: Sequence[KvMemory], prefill_s: float) -> None:
+    def __init__(self, link: kvwire.Link, memories: Sequence[KvMemory], prefill_s: float, klass: int = 1) -> None:
         super().__init__(memories)
         for number, memory in enumerate(memories):
             memory.fill(number)
@@ -61,6 +61,7 @@ class Source(Flow):
         self._measured_transfers = 0
         self._link = link
         self._prefill_s = prefill_s
+        self._klass = klass
         self._left: float = 0
         self._offered = 0
         self._over = asyncio.Event()
@@ -95,7 +96,7 @@ class Source(Flow):
             self._left -= 1
             self._offered += 1
             offer = kvwire.Manifest.of(f"{DATA}-{self._offered}-{number}", MODEL, memory.tokens, memory.specs)
-            outgoing = await self._link.offer(offer, memory.placement())
+            outgoing = await self._link.offer(offer, memory.placement(), klass=self._klass)
             self._under_way.add(outgoing)
             try:
                 if self._over.is_set():  # nothing of it has left yet

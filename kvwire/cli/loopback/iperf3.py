@@ -21,7 +21,7 @@ START_S = 5.0
 def version() -> str:
     """As "iperf 3.12". `Failure` where there is none."""
     if shutil.which("iperf3") is None:
-        raise Failure("iperf3 is not installed, and --vs iperf3 compares with it (Debian: apt install iperf3)")
+        raise Failure("iperf3 is not installed, and would be measured, too (Debian: apt install iperf3)")
     shown = subprocess.run(["iperf3", "--version"], capture_output=True, text=True, timeout=START_S, check=False)
     return " ".join(shown.stdout.split()[:2])
 

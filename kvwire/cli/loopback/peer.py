@@ -89,7 +89,7 @@ class Process:
         self.spin(False)
 
 
-def _identity(keys: Path | None) -> kvwire.Identity | None:
+def identity_in(keys: Path | None) -> kvwire.Identity | None:
     return None if keys is None else kvwire.Identity.load(keys)
 
 
@@ -120,7 +120,7 @@ class Receiver(Side):
 
     def listen(self, config: kvwire.Config, keys: Path | None) -> int:
         """Serves; says at which port. `keys`: the directory of its identity; None: it is plain."""
-        self.node = self.call(kvwire.Node.serve(HOST, 0, config, identity=_identity(keys)))
+        self.node = self.call(kvwire.Node.serve(HOST, 0, config, identity=identity_in(keys)))
         return self.node.port
 
     def accept(self, count_layers: bool = False) -> None:
@@ -160,7 +160,7 @@ class Sender(Side):
 
     def connect(self, port: int, config: kvwire.Config, keys: Path | None) -> str:
         """Dials; says which congestion control the lanes got."""
-        self.node = self.call(kvwire.Node.start(config, identity=_identity(keys)))
+        self.node = self.call(kvwire.Node.start(config, identity=identity_in(keys)))
         self.link = self.call(self.node.connect(HOST, port))
         return ", ".join(sorted(set(self.link.lane_congestion.values())))
 
@@ -232,11 +232,11 @@ class Peer:
         """Whether `result` will not have to wait; waits for that, but no longer than `within_s`."""
         return self._pipe.poll(within_s)
 
-    def result(self) -> Any:
+    def result(self, within_s: float = CALL_TIMEOUT_S) -> Any:
         """What the call returned. `Failure` where it failed, its process ended, or it took too long."""
         try:
-            if not self._pipe.poll(CALL_TIMEOUT_S + END_TIMEOUT_S):
-                raise Failure(f"the {self._process.name} did not answer in {CALL_TIMEOUT_S:.0f} s")
+            if not self._pipe.poll(within_s + END_TIMEOUT_S):
+                raise Failure(f"the {self._process.name} did not answer in {within_s:.0f} s")
             good, value = self._pipe.recv()
         except (EOFError, OSError):
             raise self._ended() from None

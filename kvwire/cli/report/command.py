@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections import Counter
@@ -19,9 +20,10 @@ from kvwire.cli.report.fields import Fields, read
 from kvwire.cli.report.markup import Markup, element, join
 from kvwire.cli.report.measured import LOOPBACK, RUN
 from kvwire.cli.report.section import NOTHING, Section, show_number
+from kvwire.cli.report.wan import GRID, WAN
 from kvwire.cli.units import show_size
 
-KINDS = {"loopback": LOOPBACK, "run": RUN, "doctor": DOCTOR, "models": MODELS}
+KINDS = {"loopback": LOOPBACK, "run": RUN, "wan": WAN, "wan-grid": GRID, "doctor": DOCTOR, "models": MODELS}
 DEFAULT_OUT = "kvwire-report.html"
 
 
@@ -41,15 +43,29 @@ def command(options: argparse.Namespace) -> int:
         sys.stdout.buffer.write(made)
         return 0
     out = Path(options.out)
-    try:
-        if out.is_file() and not _may_be_replaced(out):
-            raise Failure(f"{out} is there and is no report; move it away, or name another file with -o")
-        out.write_bytes(made)
-    except OSError as error:
-        raise Failure(f"{out} cannot be written: {error.strerror}") from None
+    write(out, made)
     shown = str(out).encode(errors="replace").decode()  # a name that is no text must not end in a traceback
     print(f"{shown}: {len(records)} record{'s' * (len(records) != 1)}, {show_size(len(made))}")
     return 0
+
+
+def check_free(out: Path) -> None:
+    """`Failure` where something else than a report would be lost, or there is no place for one."""
+    try:
+        os.stat(f"{out.parent}/")
+        if out.is_file() and not _may_be_replaced(out):
+            raise Failure(f"{out} is there and is no report; move it away, or name another file")
+    except OSError as error:
+        raise Failure(f"{out} cannot be written: {error.strerror}") from None
+
+
+def write(out: Path, made: bytes) -> None:
+    """A page. `Failure` where it cannot be written, or something else is there."""
+    check_free(out)
+    try:
+        out.write_bytes(made)
+    except OSError as error:
+        raise Failure(f"{out} cannot be written: {error.strerror}") from None
 
 
 def _may_be_replaced(out: Path) -> bool:

@@ -116,11 +116,23 @@ class TestPacing:
             until(lambda: pace(ours_too) == pace(later_too) == 2**64 - 1, "no cap")
             assert not pair.sender.pacing_refused
 
-    def test_a_lane_hides_little_in_its_socket_from_the_start(self) -> None:
+    def test_a_lane_hides_little_in_its_socket(self) -> None:
+        """64 KiB from the start, then 10 ms of its rate, between 16 and 256 KiB."""
         ours, theirs = tcp_pair()
+        source, target = some(2)
         with Pair(0) as pair, ours.dup() as ours_too:
+
+            def unsent_limit() -> int:
+                return ours_too.getsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT)
+
             pair.join(ours, theirs, 0, 0)
-            until(lambda: ours_too.getsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT) == 64 * 1024, "the limit")
+            until(lambda: unsent_limit() == 64 * 1024, "the limit of a fresh lane")
+            pair.sender.set_pace(10**6, 0, 0, 0)
+            out, inc = pair.transfer(source, target)
+            all_ready(out, source)
+            until(lambda: unsent_limit() <= 22 * 1024, "the limit of a slow one")  # a quarter more is not worth a call
+            out.abort()
+            inc.abort()
 
 
 @pytest.mark.usefixtures("nothing_left")

@@ -13,13 +13,13 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 SOURCES := pyproject.toml setup.py README.md kvwire/version.py \
 	$(shell find kvwire/_ext kvwire/emulate -name '*.pyx' -o -name '*.pxd' -o -name '*_impl.c' -o -name '*.h')
 
-.PHONY: demo test lint sim test-models test-arm test-package storms clean
+.PHONY: demo test lint sim test-models test-arm test-package test-wan test-wan-netem storms clean
 
 demo: $(STAMPS)/installed
 	$(BIN)/python -m kvwire.cli.demo
 
 test: lint
-	$(BIN)/python -m pytest --ignore=tests/models
+	$(BIN)/python -m pytest --ignore=tests/models --ignore=tests/wan
 
 # The simulation at length, on all cores: make sim SEEDS=10000; SIM_BASE=... repeats seeds from there.
 sim: $(STAMPS)/strict
@@ -54,6 +54,14 @@ $(STAMPS)/models: $(STAMPS)/strict .ci/check_torch.py
 	@$(BIN)/python .ci/check_torch.py $(STAMPS)/torch.json
 	$(BIN)/python -m pip install --quiet --editable '.[test,models]'
 	@touch $@
+
+# Over emulated wide area links: by netem where the kernel has it, by kvwire's own emulator where not.
+test-wan: $(STAMPS)/strict
+	$(BIN)/python -m kvwire.emulate $(BIN)/python -m pytest tests/wan
+
+# The same in a user-mode Linux, where netem, tbf, fq and BBR are the kernel's own; Debian's packages are fetched for it.
+test-wan-netem: $(STAMPS)/strict
+	$(BIN)/python tests/wan/uml.py build/uml $(BIN)/python -m pytest --color=no -p no:cacheprovider tests/wan
 
 # Faults and slow peers for a minute each; the suite has seconds of them.
 storms: $(STAMPS)/strict

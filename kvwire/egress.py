@@ -61,7 +61,7 @@ class Egress:
         header = HEADER_BYTES_IPV6 if ":" in link.peer else HEADER_BYTES
         self.telemetry = Telemetry(header_bytes=header, upwards=link._node.listeners)
         self.lanes_wanted = link._session.lanes or planner.start(0.0)
-        self._invited = 0  # lanes that an acceptor has said it wants
+        self._found = self._invited = 0  # lanes that an acceptor has met, and that it has said it wants
         self.stalled = 0
         """Lanes that make no progress."""
         self.long_path = False
@@ -73,8 +73,6 @@ class Egress:
         """Something is to be sent, or somebody listens: look at once, and again from there on."""
         if self._pausing and not self._link.suspended:
             self._pausing, self._fresh = False, True
-            if self._link._dialler is None and not self._invited:
-                self._invited = self._planner.begin(self._link.lanes)  # those that the dialler found right
             self._sampled = self._engine.sampled
             self._schedule(0.0)
 
@@ -118,8 +116,10 @@ class Egress:
         self._controller.on_sample(now, sample)
         self._obey(self._controller.decide(now))
         self._mind_stalls(now, sample)
-        planned = self._planner.wanted(now, sample)
-        self._set_lanes(self._decision.lanes or planned)
+        if self._link._dialler is None and not self._invited and self._found != len(sample.lanes):
+            self._found = len(sample.lanes)  # those that the dialler thinks right, so far
+            self._planner.begin(self._found)
+        self._set_lanes(self._decision.lanes or self._planner.wanted(now, sample))
         self.telemetry.tick(now, sample, self._state)
         if self._guarded.fault is not self._fault:
             self._fault = self._guarded.fault
@@ -171,7 +171,7 @@ class Egress:
         link = self._link
         if link._dialler is not None:
             link._dialler.adjust()
-        elif wanted != self._invited and link.config.lanes is None:
+        elif wanted != (self._invited or self._found) and link.config.lanes is None:
             self._invited = wanted
             link._session.request_lanes(time.monotonic(), wanted)
             link._pump()
@@ -228,7 +228,7 @@ class Egress:
         """The connection is lost, and the lanes with it."""
         self._cancel()
         self._pausing = True
-        self.stalled, self._worst, self._invited = 0, [], 0
+        self.stalled, self._worst, self._found, self._invited = 0, [], 0, 0
 
     def resumed(self) -> None:
         """It is back."""

@@ -13,21 +13,22 @@ from kvwire.congestion.samples import Controller, Decision, PathSample
 
 SEGMENT_BITS = 8 * 1448
 """Payload of a segment over Ethernet, with timestamps."""
-VERDICT_SEGMENTS = 600
+VERDICT_SEGMENTS = 2000
 """A share is of so many segments, or of those of one RTT where these are more: one lost of a window of ten is no 10 %.
-Of 600, four lost condemn; at 0.1 % of random loss that many come in one window of 300."""
+Eleven lost condemn at once; at 0.1 % of random loss that many come in one window of 120,000."""
 RECENT = 8
 """Measurements, an RTT each, of which the best counts: one RTT of lanes in recovery does not measure the path."""
-UNDO_RTTS = 2.0
-"""How long after a decrease DSACKs may still say that nothing was lost: they come an RTT after what they are about."""
+SETTLE_RTTS = 2.0
+"""What is sent again so long after a decrease was lost before it: it is noticed after one RTT, and sent again while the
+next one's acknowledgements come in. As long, DSACKs may still say that nothing was lost."""
 USED = 0.5
 """A cap grows only while at least this much of it is used (RFC 7661)."""
 MAX_TICK_S = 0.1
 
 
 class Aimd(Controller):
-    """Rate x `decrease` where more than `loss` of the segments were lost, once per RTT; otherwise `segments` more per
-    lane and RTT, unless the application or the kernel leaves half of the cap unused.
+    """Rate x `decrease` where more than `loss` of the segments were lost, once in two RTTs; otherwise `segments` more
+    per lane and RTT, unless the application or the kernel leaves half of the cap unused.
 
     `loss`: share, 0 to 1; 0.005 is well above what long paths lose at random (0.01 to 0.1 %) and well below what an
     overflowing queue costs. `decrease`: 0.7 is CUBIC's (RFC 9438). `segments`: 2 give back 30 % of 1 Gbit/s at 40 ms
@@ -46,7 +47,7 @@ class Aimd(Controller):
         self._goodputs_bps: deque[float] = deque(maxlen=RECENT)
         self._bits = self._bits_s = 0.0  # of the measurement under way
         self._segments = self._lost = 0  # of the window under judgement
-        self._window_ends = self._quiet_ends = self._undo_ends = 0.0
+        self._window_ends = self._settles = 0.0
         self._before_bps: float | None = None  # of the last decrease
         self._excess = 0.0  # segments lost beyond what is tolerated, of the last decrease
 
@@ -56,16 +57,13 @@ class Aimd(Controller):
         # Half an RTT: a loss shows after one, and is to be answered within two.
         self._tick_s = min(MAX_TICK_S, max(MIN_TICK_S, sample.min_rtt_s / 2))
         self._measure(sample)
-        spurious = sample.spurious_segments
-        if now < self._undo_ends:
-            self._excess -= spurious
-            spurious = 0
+        if now < self._settles:
+            self._excess -= sample.spurious_segments
             if self._excess <= 0:
-                self._rate_bps, self._undo_ends = self._before_bps, 0.0
-        if now < self._quiet_ends:
+                self._rate_bps, self._settles = self._before_bps, 0.0
             return
         self._segments += sample.segments
-        self._lost = max(0, self._lost + sample.retransmitted_segments - spurious)
+        self._lost = max(0, self._lost + sample.retransmitted_segments - sample.spurious_segments)
         excess = self._lost - self._threshold * max(self._segments, VERDICT_SEGMENTS)
         if excess > 0:
             self._back_off(now, sample.rtt_s, excess)
@@ -94,9 +92,7 @@ class Aimd(Controller):
         self._before_bps, self._excess = self._rate_bps, excess
         rate = best if self._rate_bps is None else min(best, self._rate_bps)
         self._rate_bps = min(MAX_RATE_BPS, max(self._floor_bps, self._decrease * rate))
-        # What is found lost within an RTT was sent before the decrease.
-        self._quiet_ends = self._window_ends = now + rtt_s
-        self._undo_ends = now + UNDO_RTTS * rtt_s
+        self._settles = self._window_ends = now + SETTLE_RTTS * rtt_s
 
     def _grow(self, sample: PathSample) -> None:
         if self._rate_bps is None or sample.application_limited:

@@ -8,17 +8,19 @@ a rate from the delay. All of them need a base RTT, and whoever comes late takes
 So this drains for a moment every ten seconds, and looks again. And it asks whose a queue is: one that stays while the
 link sends half belongs to others; beside them the cap is lifted, and the kernel's congestion control takes its share.
 
-                            queue grows                  above 25 ms and stays
-    START (doubling) ------------------------> STEER --------------------------> HALVE
-                                               |   ^                            |     |
-                                  every 10 s   v   |   it drained               |     | it stays
-                                               DRAIN <--------------------------+     v
-                                                        HALVE again every 10 s <-- COMPETE
+    START    doubles until a queue shows                                          -> STEER
+    STEER    by the queue, to the target   every 10 s, where it never was empty   -> DRAIN
+                                           above the band, or pushed to a third   -> HALVE
+    DRAIN    half the rate, two RTTs       then                                   -> STEER
+    HALVE    half the rate, two RTTs and   the queue is gone: it was ours         -> STEER
+             twice the queue               it stays: it is others'                -> COMPETE
+    COMPETE  no cap                        after 10 s                             -> HALVE
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from enum import Enum
 from statistics import median
 
@@ -35,6 +37,8 @@ START_GAIN = 2.0 / 0.6931
 """2 / ln 2 doubles what is delivered every RTT (Cardwell et al., BBR, 2016)."""
 RAISE = 1.25
 """Per RTT while there is no queue at all: 1 Gbit/s from 200 Mbit/s in 8 RTTs, and a fifth too much for one of them."""
+EMPTY_RTTS = 4.0
+"""Empty for so long before that: after a drain the rate of before fills the link, and a queue takes as long to show."""
 STEER_RTTS = 4.0
 """A wrong queue is corrected over so many loop delays; below about 2 the loop rings."""
 LOWEST = 0.5
@@ -82,12 +86,19 @@ class Delay(Controller):
         self._recent: deque[tuple[float, float, float]] = deque()  # (when, bits delivered, of seconds), about an RTT
         self._loop_s = self._tick_s = MAX_TICK_S
         self._until = 0.0  # of DRAIN, HALVE or COMPETE
-        self._resume_bps = 0.0  # after DRAIN
+        self._resume_bps = 0.0  # after DRAIN or HALVE
         self._next_drain = 0.0
         self._empty_since: float | None = None
         self._above_since: float | None = None
         self._best_bps = 0.0  # since the last time that it was asked whose the queue is
-        self._asked_s = 0.0  # the queue then
+        self._asked_s = 0.0  # the queue when DRAIN or HALVE began
+        self._modes: dict[Mode, Callable[[float, PathSample], None]] = {
+            Mode.START: self._start,
+            Mode.STEER: self._steer,
+            Mode.DRAIN: self._drain,
+            Mode.HALVE: self._halve,
+            Mode.COMPETE: self._compete,
+        }
 
     def on_sample(self, now: float, sample: PathSample) -> None:
         rtt = _rtt(sample)
@@ -96,7 +107,7 @@ class Delay(Controller):
             return
         self._tick_s = min(MAX_TICK_S, max(MIN_TICK_S, rtt / 2))
         self._look(now, rtt, sample)
-        getattr(self, f"_{self.mode.value}")(now, rtt, sample)
+        self._modes[self.mode](now, sample)
 
     def decide(self, now: float) -> Decision:
         if self._pace_bps is None:
@@ -116,7 +127,7 @@ class Delay(Controller):
         self.queue_s = rtt - self._rtts[0][1]
         self._loop_s = rtt + self._tick_s
         self._recent.append((now, 8.0 * sample.delivered_bytes, sample.interval_s))
-        while len(self._recent) > 1 and self._recent[0][0] < now - self._loop_s:
+        while len(self._recent) > 1 and self._recent[0][0] < now - self._base_loop_s:
             self._recent.popleft()
 
     @property
@@ -132,21 +143,20 @@ class Delay(Controller):
 
     # --- modes ----------------------------------------------------------------------------------------------------
 
-    def _start(self, now: float, rtt: float, sample: PathSample) -> None:
+    def _start(self, now: float, sample: PathSample) -> None:
         if self.queue_s > self._low_s:
             self._steer_again(now, self._delivered_bps)
-            self._steer(now, rtt, sample)
         elif not sample.application_limited:
             self._set(max(self._pace_bps or 0.0, START_GAIN * self._delivered_bps))
 
-    def _steer(self, now: float, rtt: float, sample: PathSample) -> None:
-        if sample.application_limited or (self._pace_bps is None and self.queue_s <= self._low_s):
+    def _steer(self, now: float, sample: PathSample) -> None:
+        if sample.application_limited:
             self._empty_since = self._above_since = None
             return
         if self.queue_s <= self._low_s:  # the base RTT shows by itself
             self._next_drain = now + self._period_s
         if now >= self._next_drain:
-            self._drain_now(now, rtt)
+            self._slow_down(now, Mode.DRAIN)
             return
         if self.queue_s <= self._high_s:
             self._above_since = None
@@ -154,10 +164,13 @@ class Delay(Controller):
             self._above_since = now
         self._best_bps = max(self._best_bps, self._delivered_bps)
         stays = self._above_since is not None and now - self._above_since > PATIENCE_RTTS * self._base_loop_s
+        # A pipe that runs empty (BBR's ProbeRTT, a time-out) delivers little for reasons of TCP's own.
+        inflight_bits = 8 * sum(lane.inflight_bytes for lane in sample.lanes)
+        drying = inflight_bits < LOWEST * (self._pace_bps or 0.0) * self._rtts[0][1]
         yielded = self.queue_s > self._target_s and self._delivered_bps < YIELDED * self._best_bps
-        if stays or yielded:
-            self._halve_now(now, rtt)
-        else:
+        if stays or (yielded and not drying):
+            self._slow_down(now, Mode.HALVE)
+        elif not drying:
             self._correct(now, sample)
 
     def _correct(self, now: float, sample: PathSample) -> None:
@@ -167,51 +180,50 @@ class Delay(Controller):
             self._empty_since = None
             # d queue / dt = pace / capacity - 1, and what is delivered out of a queue is the capacity. A little more is
             # asked for, the same by everyone: so two that share a queue end up with the same rate.
-            more = min(SHARE * delivered, len(sample.lanes) * SEGMENT_BITS / _rtt(sample))
+            more = min(SHARE * delivered, len(sample.lanes) * SEGMENT_BITS / (self._rtts[0][1] + self.queue_s))
             self._set(delivered * max(LOWEST, gain) + more)
             return
         # Without a queue what is delivered says what was sent, by the cap or by TCP, and never asks for less.
         self._empty_since = now if self._empty_since is None else self._empty_since
-        if now - self._empty_since > self._loop_s:
+        if now - self._empty_since > EMPTY_RTTS * self._loop_s:
             gain = max(gain, RAISE)
         self._set(max(self._pace_bps or 0.0, gain * delivered))
 
-    def _drain_now(self, now: float, rtt: float) -> None:
-        """Stop feeding the queue until two RTTs have seen it empty: half the rate drains q seconds in 2 q."""
-        self.mode, self._until = Mode.DRAIN, now + 2 * rtt + 2 * max(0.0, self.queue_s)
-        self._resume_bps = self._pace_bps or self._delivered_bps
+    def _slow_down(self, now: float, mode: Mode) -> None:
+        """Half the rate drains a queue of q seconds in 2 q, and that is seen an RTT later."""
+        self.mode, self._asked_s, self._until = mode, self.queue_s, now + self._draining_s
+        self._resume_bps = self._delivered_bps if mode is Mode.HALVE else self._pace_bps or 0.0
         self._set(LOWEST * self._resume_bps)
 
-    def _drain(self, now: float, rtt: float, sample: PathSample) -> None:
+    @property
+    def _draining_s(self) -> float:
+        return min(MAX_DRAIN_S, 2 * self._rtts[0][1] + 4 * self.queue_s)
+
+    def _drain(self, now: float, sample: PathSample) -> None:
         if now >= self._until:
-            self._recent.clear()  # of these the rate was half
             self._steer_again(now, self._resume_bps)
 
-    def _halve_now(self, now: float, rtt: float) -> None:
-        """Ask whose the queue is: of a whole link, half the rate drains it in 2 q; of a share, only that much of it."""
-        self.mode, self._until = Mode.HALVE, now + min(MAX_DRAIN_S, 2 * rtt + 2 * self.queue_s)
-        self._asked_s = self.queue_s
-        self._resume_bps = self._delivered_bps
-        self._set(LOWEST * self._resume_bps)
-
-    def _halve(self, now: float, rtt: float, sample: PathSample) -> None:
+    def _halve(self, now: float, sample: PathSample) -> None:
+        """Whose the queue is: of a whole link, half the rate drains it; of a share, only that much of it."""
+        if self.queue_s > self._asked_s:  # what was sent before is still to be seen
+            self._asked_s, self._until = self.queue_s, now + self._draining_s
         if now < self._until:
             return
         if self.queue_s <= max(self._low_s, OURS * self._asked_s):
-            self._recent.clear()
-            self._steer_again(now, self._resume_bps)
             self._best_bps = self._resume_bps
+            self._steer_again(now, self._resume_bps)
         else:
             self.mode, self._until, self._pace_bps = Mode.COMPETE, now + self._period_s, None
 
-    def _compete(self, now: float, rtt: float, sample: PathSample) -> None:
+    def _compete(self, now: float, sample: PathSample) -> None:
         if now >= self._until:
-            self._halve_now(now, rtt)
+            self._slow_down(now, Mode.HALVE)
 
     def _steer_again(self, now: float, bps: float) -> None:
         self.mode = Mode.STEER
         self._next_drain = now + self._period_s
         self._empty_since = self._above_since = None
+        self._recent.clear()  # of these the rate was another one
         self._set(bps)
 
 

@@ -40,6 +40,8 @@ class LaneSample:
     """tcpi_total_retrans."""
     spurious_segments: int
     """tcpi_dsack_dups: retransmissions that the peer had already. They are no loss."""
+    delivered_segments: int = 0
+    """tcpi_delivered: those that have arrived, out of order too, so that a hole holds nothing back. Of all data."""
     marked_segments: int
     """tcpi_delivered_ce: segments that arrived with the mark Congestion Experienced."""
     timeouts: int
@@ -81,6 +83,7 @@ class PathSample:
     segments: int
     retransmitted_segments: int
     spurious_segments: int
+    delivered_segments: int = 0
     marked_segments: int
     timeouts: int
     rtt_s: float

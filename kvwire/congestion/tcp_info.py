@@ -26,6 +26,8 @@ class TcpInfo(NamedTuple):
     busy_us: int = 0
     rwnd_limited_us: int = 0
     sndbuf_limited_us: int = 0
+    delivered: int = 0
+    """Segments, those that came out of order (SACK) too."""
     delivered_ce: int = 0
     bytes_sent: int = 0
     bytes_retrans: int = 0
@@ -33,10 +35,10 @@ class TcpInfo(NamedTuple):
     total_rto: int = 0
 
 
-_FIELDS = struct.Struct("<16xI4xI28xI8xI28xI16xQ16xII4xI8xQQQ4xIQQI20xH")
+_FIELDS = struct.Struct("<16xI4xI28xI8xI28xI16xQ16xII4xI8xQQQIIQQI20xH")
 """Offsets: snd_mss 16, unacked 24, last_ack_recv 56, rtt 68, total_retrans 100, bytes_acked 120, notsent_bytes 144,
-min_rtt 148, data_segs_out 156, busy_time 168, rwnd_limited 176, sndbuf_limited 184, delivered_ce 196, bytes_sent 200,
-bytes_retrans 208, dsack_dups 216, total_rto 240."""
+min_rtt 148, data_segs_out 156, busy_time 168, rwnd_limited 176, sndbuf_limited 184, delivered 192, delivered_ce 196,
+bytes_sent 200, bytes_retrans 208, dsack_dups 216, total_rto 240."""
 
 
 def parse(raw: bytes) -> TcpInfo:

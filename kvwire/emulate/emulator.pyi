@@ -11,4 +11,4 @@ def counts(reply: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the control socket answers, each way: the fields of Counters. ValueError for another length."""
 
 def emulate(tun_a: int, tun_b: int, control: int, seed: int) -> None:
-    """Joins the devices until the other end of `control` is closed. No Python meanwhile."""
+    """Joins the devices until the other end of `control` is closed. No Python meanwhile; memory is left to exit."""

@@ -77,7 +77,7 @@ def counts(bytes reply not None):
 
 
 def emulate(int tun_a, int tun_b, int control, uint64_t seed):
-    """Joins the devices until the other end of `control` is closed. No Python meanwhile."""
+    """Joins the devices until the other end of `control` is closed. No Python meanwhile; memory is left to exit."""
     cdef int tun[2]
     cdef int fault
     tun[0], tun[1] = tun_a, tun_b

@@ -8,7 +8,7 @@
  * of the rate, so that what a receiver sees is no burst.
  *
  * Wake-ups are what costs. After a round that had work the next begins TICK_NS later, and what it finds is taken to have
- * come in the middle of that time; without work the loop waits for input or for the next delivery. */
+ * come half of that before; without work the loop waits for input or for the next delivery. */
 
 #define _GNU_SOURCE
 #include "emulator_impl.h"
@@ -288,11 +288,11 @@ static void take(direction_t *d, const kv_wishes_t *wishes, uint8_t *buffer, siz
         enqueue(d, buffer, &p, from, p.count, flags, t);
 }
 
-/* Everything that waits at the device, up to the most of a round; `slept`: since when nobody looked. How many. */
-static int receive(direction_t *d, const kv_wishes_t *wishes, uint8_t *buffer, uint64_t slept)
+/* Everything that waits at the device, up to the most of a round; `slept`: nobody has looked for a while. How many. */
+static int receive(direction_t *d, const kv_wishes_t *wishes, uint8_t *buffer, int slept)
 {
     int count = 0;
-    uint64_t now = now_ns(), t = slept ? slept + (now - slept) / 2 : now;
+    uint64_t t = now_ns() - (slept ? TICK_NS / 2 : 0);
     for (; count < ROUND_PACKETS; count++) {
         ssize_t len = read(d->in, buffer, PACKET_BYTES);
         if (len <= 0)
@@ -393,7 +393,7 @@ int kv_emulate(const int tun[2], int control, uint64_t seed)
             draw(&d[i]);
     }
     prctl(PR_SET_TIMERSLACK, 1);
-    uint64_t slept = 0;
+    int slept = 0;
     while (answer(control, d, &wishes[0], &wishes[1])) {
         int received = 0, work = 0;
         for (int i = 0; i < 2; i++) {
@@ -405,21 +405,12 @@ int kv_emulate(const int tun[2], int control, uint64_t seed)
         if (received == ROUND_PACKETS)
             continue;
         if (work) {
-            slept = now_ns();
+            slept = 1;
             nanosleep(&(struct timespec){0, TICK_NS}, NULL);
         } else {
             uint64_t one = next_due(&d[0]), other = next_due(&d[1]);
             wait_for(tun, control, one < other ? one : other);
         }
     }
-    for (int i = 0; i < 2; i++) {
-        serve(&d[i], UINT64_MAX);
-        while (d[i].line_len)
-            free(line_pop(&d[i]));
-        free(d[i].line);
-    }
-    free(d);
-    free(wishes);
-    free(buffer);
-    return 0;
+    return 0; /* and the process ends: what is held goes with it */
 }

@@ -38,11 +38,9 @@ class Path:
             if not 0.0 <= share <= 1.0:
                 raise ValueError(f"{name} is {share}; it is a share, 0.0 to 1.0")
         if not 0.0 <= self.jitter_s <= self.delay_s <= 60.0:
-            raise ValueError(
-                f"a delay of {self.delay_s} s with jitter of {self.jitter_s}; 0 <= jitter <= delay <= 60 s"
-            )
+            raise ValueError(f"0 <= jitter_s <= delay_s <= 60; they are {self.jitter_s} and {self.delay_s}")
         if self.rate_bps is not None and not 1e3 <= self.rate_bps <= 1e12:
-            raise ValueError(f"a rate of {self.rate_bps} bit/s; 1e3 to 1e12")
+            raise ValueError(f"rate_bps is {self.rate_bps}; 1e3 to 1e12")
         for name, size in (("queue_bytes", self.queue_bytes), ("mark_bytes", self.mark_bytes)):
             if size is not None and (size <= 0 or self.rate_bps is None):
                 raise ValueError(f"{name} is {size}; it is above 0 and needs a rate: without one nothing queues")

@@ -45,13 +45,13 @@ def make_device(host: Namespace, name: str, address: str, mtu: int) -> int:
             flags = IFF_TUN | IFF_NO_PI | IFF_VNET_HDR
             fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
             fcntl.ioctl(fd, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO_ECN)
+            host.ip(
+                f"link set {name} mtu {mtu} txqueuelen {QUEUE_PACKETS} up",
+                f"address add {address}/24 dev {name}",
+            )
         except OSError:
             os.close(fd)
             raise
-    host.ip(
-        f"link set {name} mtu {mtu} txqueuelen {QUEUE_PACKETS} up",
-        f"address add {address}/24 dev {name}",
-    )
     return fd
 
 
@@ -82,7 +82,11 @@ class TunLink:
                 os.close(tun)
         ours.settimeout(ANSWER_S)
         self._control = ours
-        self.apply(wishes)
+        try:
+            self.apply(wishes)
+        except OSError:
+            self.close()
+            raise
 
     @property
     def pid(self) -> int:

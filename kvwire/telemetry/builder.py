@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from operator import attrgetter
+from operator import add, attrgetter
 from typing import Any
 
 from kvwire.congestion import Budget, Decision, LaneSample, PathSample
@@ -22,8 +22,8 @@ GIB = 1 << 30
 
 _PATH = (
     "sent_bytes", "landed_bytes", "delivered_bytes", "retransmitted_bytes", "wire_bytes", "segments",
-    "retransmitted_segments", "spurious_segments", "marked_segments", "timeouts", "idle_s", "paced_s", "hedged_bytes",
-    "resent_bytes",
+    "retransmitted_segments", "spurious_segments", "delivered_segments", "marked_segments", "timeouts", "idle_s",
+    "paced_s", "hedged_bytes", "resent_bytes",
 )  # fmt: skip
 _LANE = (
     "landed_bytes", "wire_bytes", "retransmitted_bytes", "timeouts", "receiver_limited_s", "buffer_limited_s",
@@ -95,20 +95,20 @@ class ReportBuilder:
     def sample(self, now: float, sample: PathSample) -> None:
         """What the link did since the sample before."""
         self._latest = sample
-        self._sums = [a + b for a, b in zip(self._sums, _path_values(sample), strict=True)]
+        self._sums = tuple(map(add, self._sums, _path_values(sample)))
         self._sampled_s += sample.interval_s
         self._lane_s += sample.interval_s * len(sample.lanes)
         lanes: dict[tuple[int, int], _Lane] = {}
         for it in sample.lanes:
             lane = lanes[it.lane, it.incarnation] = self._lanes.get((it.lane, it.incarnation)) or _Lane()
-            lane.sums = [a + b for a, b in zip(lane.sums, _lane_values(it), strict=True)]
+            lane.sums = tuple(map(add, lane.sums, _lane_values(it)))
             self._receiver_limited_s += it.receiver_limited_s
             self._buffer_limited_s += it.buffer_limited_s
             if it.rtt_s and (it.segments or it.inflight_bytes):
                 self._rtts.append(it.rtt_s)
         self._lanes = lanes
         sent = sample.wire_bytes + self._header_bytes * sample.segments
-        arrived = self._with_headers(sample.delivered_bytes)
+        arrived = sample.delivered_segments * self._packet_bytes()
         self._capacity.add(now, sample.interval_s, sent, arrived, sample.idle_s + sample.paced_s)
 
     def report(self, now: float, state: LinkState, listeners: ListenerCounts) -> EgressReport:
@@ -122,7 +122,7 @@ class ReportBuilder:
         capacity_bps, is_lower_bound = self._capacity.estimate(now)
         path_bps = max(capacity_bps, self._capacity.path_bps) if is_lower_bound else capacity_bps
         path_seen_at = self._capacity.path_seen_at
-        delivered_bps = _rate(self._with_headers(did.delivered_bytes), seconds)
+        delivered_bps = _rate(did.delivered_segments * self._packet_bytes(), seconds)
         lost_segments = max(0, did.retransmitted_segments - did.spurious_segments)
         decision, budget = state.decision, state.budget
         self._begin(totals)
@@ -220,10 +220,10 @@ class ReportBuilder:
         ahead = urgent + demand + sum(it.unacked_bytes for it in self._latest.lanes)
         return 8 * (ahead + GIB) / payload_bps + rtt_s
 
-    def _with_headers(self, nbytes: float) -> float:
-        """Bytes of TCP's with the headers that go with them, as those sent so far had them on average."""
+    def _packet_bytes(self) -> float:
+        """Mean length on the wire of what has been sent so far."""
         wire, segments = self._sums[_WIRE], self._sums[_SEGMENTS]
-        return nbytes * (1 + self._header_bytes * segments / wire) if wire else nbytes
+        return self._header_bytes + (wire / segments if segments else 0.0)
 
     def _totals(self, events: LinkState | Totals) -> Totals:
         sums: dict[str, Any] = dict(zip(_PATH, self._sums, strict=True))

@@ -1,8 +1,8 @@
 """How much the path carries, and whether that is known or only a lower bound.
 
 The delivery rate as draft-cheng-iccrg-delivery-rate-estimation has it: over one span of time the smaller of what was
-sent and what was acknowledged, so that neither a queue that fills nor an acknowledgement that comes late and for much
-at once looks like capacity. The largest of the last seconds counts, as in BBR.
+sent and what was delivered (selective acknowledgements count), so that neither a queue that fills nor acknowledgements
+that come late and for much at once look like capacity. The largest of the last seconds counts, as in BBR.
 """
 
 from __future__ import annotations

@@ -206,6 +206,7 @@ TABLE: tuple[Metric, ...] = (
         "spurious_segments", "{segment}", "Segments sent again that the peer had already",
         lambda it: it.totals.spurious_segments,
     ),
+    _counter("delivered_segments", "{segment}", "Segments that arrived", lambda it: it.totals.delivered_segments),
     _counter(
         "marked_segments", "{segment}", "Segments that arrived with Congestion Experienced",
         lambda it: it.totals.marked_segments,

@@ -38,6 +38,8 @@ class Totals:
     """Segments that TCP has sent again. tcpi_total_retrans."""
     spurious_segments: int = 0
     """Segments, of those, that the peer had already. tcpi_dsack_dups."""
+    delivered_segments: int = 0
+    """Segments that have arrived, out of order too. tcpi_delivered."""
     marked_segments: int = 0
     """Segments that arrived with the mark Congestion Experienced. tcpi_delivered_ce."""
     timeouts: int = 0
@@ -145,7 +147,8 @@ class EgressReport:
     """Bits per second that left this host, retransmissions and TCP/IP headers included, as estimated: tcpi_bytes_sent,
     and 52 bytes for each of tcpi_data_segs_out (72 over IPv6: IP, TCP, timestamps)."""
     delivered_bps: float
-    """Bits per second that arrived, with the same headers: tcpi_bytes_acked, and headers in proportion."""
+    """Bits per second that arrived, out of order too: tcpi_delivered segments, each as long as those that left are on
+    average, with the same headers."""
     retransmitted_bytes: int
     """Bytes that TCP sent again. tcpi_bytes_retrans."""
     retransmitted_share: float

@@ -144,7 +144,8 @@ class Bbr(Flow):
             self._base.popleft()
         while self._rates and self._rates[0][0] < now - 10 * self.srtt and len(self._rates) > 1:
             self._rates.popleft()
-        if not self._limited or delivery_bps >= self._bps:
+        probing_rtt = now < self._probe_rtt_ends + rtt
+        if delivery_bps >= self._bps or not (self._limited or probing_rtt):
             while self._rates and self._rates[-1][1] <= delivery_bps:
                 self._rates.pop()
             self._rates.append((now, delivery_bps))

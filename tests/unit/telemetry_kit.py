@@ -23,7 +23,8 @@ def lane(number: int = 0, **more: Any) -> LaneSample:
 def busy_lane(number: int, nbytes: int, **more: Any) -> LaneSample:
     """It sent so many bytes, and so many arrived and landed; their framing is neglected."""
     moved = dict.fromkeys(("sent_bytes", "landed_bytes", "delivered_bytes", "wire_bytes"), nbytes)
-    return lane(number, **moved | {"segments": -(-nbytes // MSS), "rtt_s": 0.04, "min_rtt_s": 0.04} | more)
+    moved |= dict.fromkeys(("segments", "delivered_segments"), -(-nbytes // MSS))
+    return lane(number, **moved | {"rtt_s": 0.04, "min_rtt_s": 0.04} | more)
 
 
 def path(*lanes: LaneSample, interval_s: float = 0.1, **more: Any) -> PathSample:

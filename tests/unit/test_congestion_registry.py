@@ -1,5 +1,9 @@
 """Controllers by name: parameters, an application's own, and everything that is no controller."""
 
+import re
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from kvwire.congestion import (
@@ -13,6 +17,7 @@ from kvwire.congestion import (
     registry,
 )
 from kvwire.errors import ConfigError
+from tests.unit.path_samples import path_sample
 
 
 class Mine(Controller):
@@ -52,6 +57,17 @@ def test_one_line_registers_another() -> None:
     assert "mine" in controllers()
     assert make_controller("mine").decide(0.0).pace_bps == 5e6
     assert make_controller("mine:rate=7e6").decide(0.0).pace_bps == 7e6
+
+
+def test_what_the_documentation_shows_works() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "congestion.md").read_text()
+    names: dict[str, Any] = {}
+    exec("from kvwire.congestion import *\n" + "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)), names)
+    assert make_controller("half").decide(0.0).pace_bps == 5e8
+    cautious = make_controller(names["Cautious"])
+    assert cautious.decide(0.0) == Decision()
+    cautious.on_sample(0.1, path_sample(0.1, delivered_bytes=10**6, segments=700, marked_segments=100))
+    assert cautious.decide(0.1) == Decision(pace_bps=4e7)
 
 
 def test_a_factory_makes_a_new_one_each_time() -> None:

@@ -63,6 +63,16 @@ def test_differences() -> None:
     assert sample.application_limited
 
 
+def test_counters_of_32_bits_begin_anew() -> None:
+    counters = ("data_segs_out", "total_retrans", "dsack_dups", "delivered", "delivered_ce")
+    sampler = Sampler()
+    sampler.take([lane(tcp_info=info(**dict.fromkeys(counters, 0xFFFFFFF0)))], link(SECOND), {})
+    sample = sampler.take([lane(tcp_info=info(**dict.fromkeys(counters, 9)))], link(2 * SECOND), {})
+    assert sample is not None
+    assert (sample.segments, sample.retransmitted_segments, sample.spurious_segments) == (25, 25, 25)
+    assert (sample.delivered_segments, sample.marked_segments) == (25, 25)
+
+
 def test_another_incarnation_of_a_lane_begins_at_nothing() -> None:
     sampler = Sampler()
     sampler.take([lane(tcp_info=info(bytes_sent=9000))], link(SECOND), {})

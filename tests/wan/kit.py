@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import pytest
 
 from kvwire.emulate import Path, Side, Wan, available, why_not
+from kvwire.emulate.hosts import Hosts
 
 needs_wan = pytest.mark.skipif(bool(why_not()), reason=f"no emulated WAN here: {why_not()}")
 only_tun = pytest.mark.skipif(available() != "tun", reason="the kernel's netem does not have this")
 
 PATIENCE_S = 30.0
 PORT = 5000
-SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 DATAGRAM = struct.Struct("!Id")
 HEADERS_BYTES = 28  # IPv4 and UDP
 
@@ -33,7 +33,7 @@ class Heard:
 def datagrams(wan: Wan, count: int, *, size: int = 64, gap_s: float = 0.0005, patience_s: float = 1.0) -> Heard:
     """Sends numbered datagrams from a to b; what has come when nothing more does for a while."""
     with wan.entered("b"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sink:
-        sink.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 24)
+        sink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 24)  # the kernel takes what it allows
         sink.bind((wan.addresses[1], PORT))
         sink.settimeout(patience_s)
         sender = threading.Thread(target=_send, args=(wan, count, size, gap_s))
@@ -58,7 +58,7 @@ def _send(wan: Wan, count: int, size: int, gap_s: float) -> None:
             sock.sendto(datagram, (wan.addresses[1], PORT))
 
 
-def connect(wan: Wan, port: int = PORT) -> tuple[socket.socket, socket.socket]:
+def connect(wan: Hosts, port: int = PORT) -> tuple[socket.socket, socket.socket]:
     """A connection from a to b: its ends on a and on b."""
     with wan.entered("b"), socket.create_server((wan.addresses[1], port)) as server:
         server.settimeout(PATIENCE_S)
@@ -69,7 +69,7 @@ def connect(wan: Wan, port: int = PORT) -> tuple[socket.socket, socket.socket]:
     return here, there
 
 
-def stream(wan: Wan, nbytes: int, side: Side = "a") -> float:
+def stream(wan: Hosts, nbytes: int, side: Side = "a") -> float:
     """Sends random bytes over one TCP connection, which arrive as they were; seconds."""
     data = random.Random(nbytes).randbytes(nbytes)
     digest, got = hashlib.sha256(), 0

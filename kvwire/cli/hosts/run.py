@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import kvwire
-from kvwire.cli import machine, record, sealing
+from kvwire.cli import exported, machine, record, sealing
 from kvwire.cli.arguments import DEFAULT_PORT, Subparsers, add_address_arguments, parsed, resolve, within
 from kvwire.cli.failure import Failure
 from kvwire.cli.hosts.channel import Channel
@@ -57,6 +57,7 @@ def add_command(subparsers: Subparsers) -> None:
     add_job_arguments(parser)
     add("--cc", metavar="NAME", help="congestion control of what this side sends; chosen by round-trip time without")
     sealing.add_arguments(parser)
+    exported.add_argument(parser)
     add("--json", action="store_true", help=record.HELP)
     parser.set_defaults(command=command)
 
@@ -119,7 +120,8 @@ class Client:
         """The JSON object. `Failure` where the server is not there, will not, or goes away."""
         options = self.options
         host = options.host if options.family is None else resolve(options.host, options.family)
-        async with await kvwire.Node.start(config, identity=identity) as node:
+        starting = kvwire.Node.start(config, identity=identity)
+        async with await starting as node, exported.exported(node, options.metrics):
             link = await node.connect(host, options.port)
             channel = Channel(link)
             offers = asyncio.ensure_future(_take_offers(node, channel))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import kvwire
-from kvwire.cli import machine, sealing
+from kvwire.cli import exported, machine, sealing
 from kvwire.cli.arguments import DEFAULT_PORT, Subparsers, add_address_arguments, local_address, parsed, within
 from kvwire.cli.failure import Failure
 from kvwire.cli.hosts.channel import Channel
@@ -39,6 +39,7 @@ def add_command(subparsers: Subparsers) -> None:
     add("--cc", metavar="NAME", help="congestion control of what this side sends; chosen by round-trip time without")
     sealing.add_arguments(parser)
     add("--audit", metavar="FILE", help="append who came, who was refused and why, and what moved (kvwire-audit)")
+    exported.add_argument(parser)
     parser.set_defaults(command=command)
 
 
@@ -57,6 +58,7 @@ async def _serve(options: argparse.Namespace) -> int:
         audit = stack.enter_context(kvwire.AuditLog(options.audit)) if options.audit else None
         made = await kvwire.Node.serve(host, options.port, config, identity=identity, audit=audit)
         node = await stack.enter_async_context(made)
+        await stack.enter_async_context(exported.exported(node, options.metrics))
         memory_bytes = options.max_memory or machine.available_bytes() // 2
         if memory_bytes > MOST_MEMORY_BYTES:
             raise Failure("this host does not say how much memory is free; say how much clients may have: --max-memory")

@@ -66,6 +66,27 @@ def test_each_comparison_of_loopback_has_its_figure_and_chart() -> None:
     assert [found.tags.count("svg") for found in (pages, busy, tail, plain)] == [1, 2, 2, 1]
 
 
+def test_each_scenario_over_an_emulated_link_has_its_figures() -> None:
+    found = [page_of(sample("wan", at)) for at in range(8)]
+    words = [set(one.words) for one in found]
+    assert {"of the best of iperf3", "iperf3 -P 16", "Wait in the bottleneck's queue, 95 % of packets"} <= words[0]
+    assert {"of what the link offered over the run", "until goodput was back at 85 %", "the link"} <= words[1]
+    assert {"goodput meanwhile", "Goodput over time, the last run"} <= words[2] & words[7]
+    assert {"full link, 99 % at most", "of their time over an idle link"} <= words[3]
+    assert {"of a fair share, beside cubic=2", "TCP flow 2", "a fair share"} <= words[4]
+    assert {"case-study-1t, 2,048 tokens", "tail, from the last layer to the receipt"} <= words[5]
+    assert "of a round trip and the bytes at the link's rate" in words[6]
+    assert all({"tun", "every byte was right"} <= each for each in words)
+    assert all("kvwire-bench wan" in "".join(one.words) for one in found)
+
+
+def test_a_grid_has_its_cells_and_says_which_are_missing() -> None:
+    found = page_of(sample("wan-grid"))
+    assert {"#1 Grid of 11 emulated links of 1 Gbit/s", "40 ms, 0.01 % loss, cubic", "best iperf3"} <= set(found.words)
+    assert any(words.startswith("80 ms, 0.1 % loss, cubic was not measured: the emulator") for words in found.words)
+    assert found.tags.count("svg") == 1
+
+
 def test_what_sealed_is_named() -> None:
     assert {"sealed, AES-256-GCM by OpenSSL 3.0.19 (python)", "AES-256-GCM"} <= set(
         page_of(sample("loopback", 4)).words

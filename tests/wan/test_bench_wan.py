@@ -12,7 +12,11 @@ from typing import Any
 
 import pytest
 
+from kvwire.cli import bench
+from kvwire.cli.failure import Failure
 from kvwire.cli.report import webpage
+from kvwire.cli.wan import command, transfer
+from kvwire.cli.wan.setting import Setting
 from tests.net.bench import BENCH
 from tests.wan.kit import needs_wan
 
@@ -89,6 +93,27 @@ def test_layers_during_prefill() -> None:
     assert found["total_s"] == pytest.approx(1 + found["tail_s"], abs=0.1)
 
 
+def test_a_cell_of_a_grid_that_fails_does_not_cost_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure(setting: Setting) -> dict[str, Any]:
+        if setting.link.loss:
+            raise Failure("too busy")
+        return transfer.measure(setting)
+
+    cell = {"rtt": 0.08, "rate": 2e7, "loss": 0.0, "cc": "cubic"}
+    monkeypatch.setattr(command, "GRID", (cell | {"loss": 0.01}, cell))
+    monkeypatch.setitem(command.MEASURES, "transfer", measure)
+    assert bench.main(["wan", "--grid", *SMALL, "--runs", "1", "--vs", "none"]) == 2
+    said = capsys.readouterr()
+    one, grid = map(json.loads, said.out.splitlines())
+    assert (one["kind"], grid["kind"]) == ("wan", "wan-grid")
+    assert one["command"].endswith("--rtt 80ms --loss 0% --cc cubic")
+    assert grid["cells"][0]["goodput_bps"] == one["goodput_bps"]
+    assert grid["missing"] == [{"rtt_s": 0.08, "loss": 0.01, "congestion": "cubic", "why": "too busy"}]
+    assert "cell 1 of 2, 20 Mbit/s, 80 ms RTT, 1 % loss, cubic: too busy" in said.err
+
+
 def marked(mark: str) -> list[int]:
     """Processes that have this in their environment."""
     found = []
@@ -105,8 +130,8 @@ def marked(mark: str) -> list[int]:
 def test_who_is_interrupted_leaves_nothing(tmp_path: Path, number: int) -> None:
     mark = f"KVWIRE_TEST_MARK={uuid.uuid4()}"
     environment = os.environ | {"TMPDIR": str(tmp_path)} | dict([mark.split("=")])
-    command = [*BENCH, "wan", *LINK, *SMALL, "--vs", "none", "--runs", "1000"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+    words = [*BENCH, "wan", *LINK, *SMALL, "--vs", "none", "--runs", "1000"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
         until = time.monotonic() + 60
         while len(marked(mark)) < 4:  # itself, both ends, and what multiprocessing or the emulator has
             assert time.monotonic() < until

@@ -202,6 +202,7 @@ def grid(record: Fields) -> Section:
                 show_number(cell.number("lanes")),
             ]
         )
+    missing = [f"{_cell(cell)} was not measured: {cell.text('why')}" for cell in record.objects("missing")]
     least = record.number("least_utilisation")
     size, rate = show_size(record.number("transfer_bytes")), show_rate(record.number("rate_bps"))
     head = ("Cell", "Goodput", "Of the link", "Best iperf3", "kvwire / iperf3", "Retransmitted", "Lanes")
@@ -213,7 +214,7 @@ def grid(record: Fields) -> Section:
             Figure(size, f"a transfer, medians of {record.number('runs'):.0f} runs"),
         ],
         [bars("Share of what the link can carry", rows, UTILISATION, ("kvwire", "the best of iperf3"))],
-        [*damage_list(record.texts("damage")), table("Cells", head, listed, numbers=True)],
+        [*damage_list([*record.texts("damage"), *missing]), table("Cells", head, listed, numbers=True)],
         [("", record.text("command"))],
     )
 

@@ -84,24 +84,35 @@ def command(options: argparse.Namespace) -> int:
     if options.keep:
         _make_directory(options.keep)
     here, records = machine.describe(), []
+    missing: list[dict[str, Any]] = []  # cells of a grid; one that fails must not cost the others an hour
     if not options.json:
         print(f"{flags.SCENARIOS[options.scenario]}: {show_size(job.transfer_bytes)} in {job.segments} segments")
         print(", ".join([machine.show(here), *compared.values()]), flush=True)
     with sealing.unwinding(), Progress() as progress:
         for number, cell in enumerate(cells, 1):
             said = f"cell {number} of {len(cells)}, " if len(cells) > 1 else ""
-            result = _cell(cell, job, progress, said) | compared
+            try:
+                result = _cell(cell, job, progress, said) | compared
+            except (Failure, kvwire.KvwireError) as error:
+                if not options.grid:
+                    raise
+                progress.say("")
+                print(f"kvwire-bench: {said}{EmulatedLink.of(cell).show()}, {cell.cc}: {error}", file=sys.stderr)
+                missing.append({"rtt_s": cell.rtt, "loss": cell.loss, "congestion": cell.cc, "why": str(error)})
+                continue
             records.append(record.record("wan", {"here": here}, result) | _command_of(cell))
             progress.say("")
             record.show(records[-1]) if options.json else show(records[-1])
+    if not records:
+        raise Failure("no cell could be measured")
     if options.grid:
-        summary = record.record("wan-grid", {"here": here}, grid_summary(records))
+        summary = record.record("wan-grid", {"here": here}, grid_summary(records, missing))
         if options.json:
             record.show(summary)
         records.insert(0, summary)
     if options.html:
         report.write(options.html, report.page([Fields(found, "this run") for found in records]).encode())
-    return 0 if all(found["verified"] for found in records) else 1
+    return 1 if not all(found["verified"] for found in records) else 2 if missing else 0
 
 
 def _preferred() -> str:
@@ -190,8 +201,8 @@ def _cell(options: Namespace, job: Job, progress: Progress, said: str) -> Result
     }
 
 
-def grid_summary(records: list[record.Record]) -> Result:
-    """The cells of a grid, short; each has a record of its own."""
+def grid_summary(records: list[record.Record], missing: list[dict[str, Any]]) -> Result:
+    """The cells of a grid, short; each has a record of its own. `missing`: what could not be measured, and why."""
     cells = [
         {name: found[name] for name in ("rtt_s", "loss", "congestion", *ALIKE, "verified") if name in found}
         for found in records
@@ -200,6 +211,7 @@ def grid_summary(records: list[record.Record]) -> Result:
     return {
         **shared,
         "cells": cells,
+        "missing": missing,
         "least_utilisation": min(cell["utilisation"] for cell in cells),
         "verified": all(cell["verified"] for cell in cells),
         "damage": [sentence for found in records for sentence in found["damage"]],

@@ -77,7 +77,7 @@ def test_each_scenario_has_its_own_sizes(words: list[str], scenario: str, size: 
         (["--scale", "10"], "--scale needs --model"),
         (["--prefill", "1"], "--prefill needs --model"),
         (["--model", "case-study-1t", "--tokens", "9", "--size", "1M"], "--size does not go with --model"),
-        (["--rtt", "4ms", "--jitter", "5ms"], "a link that cannot be: a delay of 0.002 s with jitter of 0.005"),
+        (["--rtt", "4ms", "--jitter", "5ms"], "a link that cannot be: .*0.005"),
         (["--model", "case-study-1t"], "--model needs --tokens"),
     ],
 )

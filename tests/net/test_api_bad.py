@@ -91,7 +91,7 @@ async def test_an_offer_whose_source_does_not_fit() -> None:
                 await pair.link.offer(offer, source)
         for more, says in (
             ({"timeout_s": 0}, "timeout_s is 0; expected seconds, above 0"),
-            ({"deadline_s": -1.0}, "deadline_s is -1.0; expected"),
+            ({"deadline_s": float("nan")}, "deadline_s is nan; expected"),
             ({"klass": 3}, "klass is 3; expected 0"),
         ):
             with pytest.raises(SpecError, match=says):

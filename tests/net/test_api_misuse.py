@@ -103,7 +103,8 @@ async def test_deadlines_of_an_offer() -> None:
     async with joined() as pair:
         wrong: Any
         for wrong in (0, -1, math.nan, math.inf, WEEK_S + 1, "1", True):
-            for name in ("timeout_s", "deadline_s"):
+            # A deadline of 0 or less has passed: tests/net/test_egress.py.
+            for name in ("timeout_s",) if wrong in (0, -1) else ("timeout_s", "deadline_s"):
                 with pytest.raises(SpecError, match=f"{name} is .* at most a week"):
                     await pair.link.offer(offer, source.at(), **{name: wrong})
         out, incoming = await granted(

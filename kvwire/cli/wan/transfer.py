@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 from kvwire.cli.wan import iperf3
@@ -14,7 +15,7 @@ ONE = "transfer"
 
 
 def measure(setting: Setting) -> Result:
-    """Goodput of each round, and of iperf3 with several numbers of flows in the same rounds."""
+    """Goodput of each round, and of iperf3 in the same rounds, with several numbers of flows by turns."""
     return Rounds(setting).measure()
 
 
@@ -37,10 +38,17 @@ class Rounds:
             said = f"round {number} of {options.runs}"
             setting.say(f"{said}: kvwire")
             self.timed.append(setting.timely(self._cold if options.cold else self._warm, setting.spans))
-            for streams in self.received:
+            for streams in self._turn(number):
                 setting.say(f"{said}: iperf3 -P {streams}")
                 self._yardstick(number, streams)
         return self._result()
+
+    def _turn(self, number: int) -> Sequence[int]:
+        """Numbers of flows that iperf3 has in this round: by turns, as all of them take a minute, and each at least
+        once."""
+        counts = list(self.received)
+        turns = min(len(counts), self.setting.options.runs) or 1
+        return counts[(number - 1) % turns :: turns]
 
     def _warm(self) -> Timed:
         """A transfer right after one that is not measured: what stood between the rounds has let the lanes go cold."""

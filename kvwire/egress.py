@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kvwire._ext.lanes import EngineLink
@@ -20,6 +21,7 @@ from kvwire.sockets import LONG_RTT_S
 from kvwire.telemetry import HEADER_BYTES, HEADER_BYTES_IPV6, LinkState, Telemetry
 
 if TYPE_CHECKING:
+    from kvwire._ext.lanes import LaneStats
     from kvwire.link import Link
 
 log = logging.getLogger("kvwire")
@@ -50,6 +52,7 @@ class Egress:
         self._timer: asyncio.TimerHandle | None = None
         self._sampled = 0
         self._pausing = self._fresh = True
+        self._sending = False
         self._told: tuple[int, int, int, int] = 0, 0, 0, 0
         self._decision = Decision()
         self._budget: Budget | None = None
@@ -71,10 +74,13 @@ class Egress:
 
     def wake(self) -> None:
         """Something is to be sent, or somebody listens: look at once, and again from there on."""
-        if self._pausing and not self._link.suspended:
+        if self._link.suspended or self._sending:
+            return
+        if self._pausing:
             self._pausing, self._fresh = False, True
             self._sampled = self._engine.sampled
-            self._schedule(0.0)
+        self._sending = True
+        self._schedule(0.0)
 
     def _schedule(self, seconds: float) -> None:
         self._cancel()
@@ -90,20 +96,26 @@ class Egress:
         self._timer = None
         link = self._link
         if link.suspended:
-            self._pausing = True
-        elif link._exchange.outgoing or self.telemetry.listening or link._node.listeners:
+            self._pausing, self._sending = True, False
+        elif self._sending or self._interval_s is not None:
+            self._sending = bool(link._exchange.outgoing)  # once more after the last one: totals are to be complete
             self._engine.request_sample()  # what comes of it: `engine_changed`
         else:
             self._pausing = True
             self._rest()
 
-    def engine_changed(self) -> None:
+    @property
+    def _interval_s(self) -> float | None:
+        """How often somebody wants a report; None: nobody does."""
+        node_s = 1.0 if self._link._node.listeners else None
+        return min((wanted for wanted in (node_s, self.telemetry.interval_s) if wanted), default=None)
+
+    def engine_changed(self, lanes: Sequence[LaneStats]) -> None:
         """The engine has news of the link; that the workers have looked at all lanes may be among them."""
         if self._engine.sampled == self._sampled or self._link.closed or self._link.suspended:
             return
         self._sampled = self._engine.sampled
         first, self._fresh = self._fresh, False
-        lanes = self._engine.lane_stats()
         sample = self._sampler.take(lanes, self._engine.link_stats(), self._link._lanes.congestion, resumed=first)
         next_tick_s = FIRST_TICK_S
         if sample is not None:
@@ -124,7 +136,8 @@ class Egress:
         if self._guarded.fault is not self._fault:
             self._fault = self._guarded.fault
             log.warning("link to %s: %s", self._link.peer, self._fault)
-        return self._decision.next_tick_s
+        # Nobody is in a hurry on a link that only listens.
+        return self._decision.next_tick_s if self._sending else max(self._decision.next_tick_s, self._interval_s or 0.0)
 
     def _state(self) -> LinkState:
         link, exchange = self._link, self._link._exchange
@@ -227,7 +240,7 @@ class Egress:
     def suspended(self) -> None:
         """The connection is lost, and the lanes with it."""
         self._cancel()
-        self._pausing = True
+        self._pausing, self._sending = True, False
         self.stalled, self._worst, self._found, self._invited = 0, [], 0, 0
 
     def resumed(self) -> None:

@@ -7,6 +7,7 @@ import secrets
 import socket
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kvwire import sockets, wire
@@ -14,6 +15,7 @@ from kvwire._ext.lanes import DRAINED, FAULTS, TAG_FAILURE, EngineLink
 from kvwire.errors import Closed, IntegrityError, LimitExceeded, LocalError
 
 if TYPE_CHECKING:
+    from kvwire._ext.lanes import LaneStats
     from kvwire.link import Link
 
 LANE_FAULTS, FAULTS_S = 3, 60.0
@@ -81,10 +83,10 @@ class Lanes:
             if link._dialler is not None:
                 link._dialler.ended(lane)
 
-    def note_keys(self) -> None:
+    def note_keys(self, lanes: Sequence[LaneStats]) -> None:
         """Have it logged where a lane goes on with another key: once a second, should a peer do so all the time."""
         now = time.monotonic()
-        for stats in self._engine_link.lane_stats():
+        for stats in lanes:
             lane, incarnation = stats["lane"], stats["incarnation"]
             epochs = stats["sent_epoch"], stats["received_epoch"]
             before, noted_at = self._epochs.get((lane, incarnation), ((1, 1), -NOTE_S))

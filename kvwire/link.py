@@ -207,9 +207,10 @@ class Link(Driver):
 
     def _engine_changed(self) -> None:
         """A lane has ended, or has gone on to its next key; or all of them have been looked at."""
-        self._egress.engine_changed()
+        stats = self.engine_link.lane_stats()
+        self._egress.engine_changed(stats)
         self._lanes.take_ended()
-        self._lanes.note_keys()
+        self._lanes.note_keys(stats)
         self._pump()
 
     # --- the control connection -----------------------------------------------------------------------------------

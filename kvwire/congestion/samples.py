@@ -14,9 +14,12 @@ CLASSES = ("urgent", "demand", "background")
 """Names of the classes of transfers, by number."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class LaneSample:
-    """One lane. What the kernel of this host does not tell is 0."""
+    """One lane. What the kernel of this host does not tell is 0.
+
+    Not to be changed, and not frozen: up to 64 are made a tick, and a frozen one takes three times as long.
+    """
 
     lane: int
     incarnation: int

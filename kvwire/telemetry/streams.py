@@ -40,9 +40,9 @@ class Telemetry:
         """The latest report of a second; None before the first."""
 
     @property
-    def listening(self) -> bool:
-        """Whether anybody hears this link's reports."""
-        return any(stream.listeners for stream in self._streams.values())
+    def interval_s(self) -> float | None:
+        """The shortest interval at which somebody hears this link's reports; None: nobody does."""
+        return min((stream.interval_s for stream in self._streams.values() if stream.listeners), default=None)
 
     def on_report(self, callback: Callback, interval_s: float = INTERVAL_S) -> Remove:
         """As `Listeners.add`. ConfigError for an interval that is not 0.1 s to an hour."""

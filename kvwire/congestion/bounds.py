@@ -20,9 +20,10 @@ FLOOR_BPS = 1e6
 """Where the controllers stop falling: the slowest path that is worth a KV cache still shows losses and queues there."""
 
 
-def within(value: Any, low: float, high: float) -> bool:
+def within(value: object, low: float, high: float) -> bool:
     """Whether it is a number from `low` to `high`; NaN is not, nor is a bool."""
-    return isinstance(value, Real) and not isinstance(value, bool) and bool(low <= value <= high)
+    number: Any = value  # not as a float: an integer may be larger than any of them
+    return isinstance(value, Real) and not isinstance(value, bool) and bool(low <= number <= high)
 
 
 def checked(name: str, value: float, low: float, high: float) -> float:

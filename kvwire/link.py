@@ -121,7 +121,7 @@ class Link(Driver):
             raise
         config = self.config
         # Only a deadline that somebody named orders what leaves first.
-        deadline_ns = 0 if deadline_s is None else due_ns(deadline_s, late)
+        deadline_ns = due_ns(deadline_s, late)
         if deadline_s is None or deadline_s <= 0:
             deadline_s = config.transfer_timeout_s
         transfer = self._session.offer(
@@ -240,6 +240,7 @@ class Link(Driver):
                 self.journal.note("link_up", mode="plain" if self.identity is None else "sealed")
                 if self._dialler is not None:
                     self._dialler.want()
+                self._egress.greeted()
             case wire.Ticket():
                 if self._dialler is not None:
                     self._dialler.take(event)

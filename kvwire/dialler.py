@@ -87,7 +87,8 @@ class Dialler:
         wanted = egress.lanes_wanted if self._link.config.lanes else max(egress.lanes_wanted, self._invited)
         others = self._link._node._diallers_to(self)
         share = MOST_LANES // (1 + len(others))
-        return max(1, min(wanted, max(share, MOST_LANES - sum(min(it.held, it.wants) for it in others))))
+        left = MOST_LANES - sum(max(it.held, min(it.wants, share)) for it in others)
+        return max(1, min(wanted, max(share, left)))
 
     @property
     def wants(self) -> int:

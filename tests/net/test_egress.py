@@ -196,6 +196,15 @@ class TestReports:
             await kit.eventually(lambda: links, "a report")
             assert set(links) == {pair.link._session.link_id.hex()}
 
+    async def test_a_node_hears_a_link_that_only_receives(self) -> None:
+        async with await kit.serve(config=Config(lanes=2)) as server, await kit.start(Config(lanes=2)) as client:
+            heard: list[EgressReport] = []
+            server.on_report(heard.append)
+            link = await client.connect("127.0.0.1", server.port)
+            await kit.eventually(lambda: heard, "a report")
+            assert heard[0].totals.landed_bytes == 0
+            assert link.lanes == 2, "and nobody has asked for other lanes"
+
     async def test_a_listener_that_raises_hurts_nobody(self) -> None:
         async with paced() as pair:
             heard: list[EgressReport] = []
@@ -252,6 +261,53 @@ class TestOrder:
             offer = bulk("none", 1)
             with pytest.raises(SpecError):
                 await pair.link.offer(offer, Caches(offer, filled=True).at(), **more)  # type: ignore[arg-type]
+
+
+class TestSharedLanes:
+    """All links to one host have 64 lanes between them."""
+
+    @pytest.mark.parametrize("links", [5, 8])
+    async def test_every_link_gets_its_share(self, links: int) -> None:
+        config = Config(plain=True, lanes=16)
+        async with await kit.serve(config=Config(plain=True)) as server, await kit.start(config) as client:
+            there = [await client.connect("127.0.0.1", server.port) for _ in range(links)]
+            for link in there:
+                link.on_report(lambda report: None, 0.1)
+
+            def shared() -> bool:
+                lanes = [link.lanes for link in there]
+                return min(lanes) >= 64 // links and sum(lanes) <= 64
+
+            await kit.eventually(shared, lambda: [link.lanes for link in there])
+
+    async def test_what_others_do_not_want_is_free(self) -> None:
+        big, small = Config(plain=True, lanes=60), Config(plain=True, lanes=4)
+        async with await kit.serve(config=Config(plain=True)) as server, await kit.start(big) as client:
+            link = await client.connect("127.0.0.1", server.port)
+            assert link.lanes == 60
+            async with await kit.start(small) as other:
+                assert (await other.connect("127.0.0.1", server.port)).lanes == 4
+
+
+async def test_a_straggler_stays_condemned_until_it_is_replaced() -> None:
+    """The verdict comes once, and the fresh lane, which has sent nothing yet, takes more than a tick."""
+    async with kit.joined(client=Config(lanes=4, controller=_Hurried)) as pair:
+        pair.link.on_report(lambda report: None, 0.1)
+        await kit.eventually(lambda: pair.link._egress.lanes_wanted == 4, "the first tick")
+        before = {(stats["lane"], stats["incarnation"]) for stats in pair.link.lane_stats()}
+        pair.link._egress._slow.add(2)
+
+        def replaced() -> bool:
+            now = {(stats["lane"], stats["incarnation"]) for stats in pair.link.lane_stats()}
+            return len(now) == 4 and before - now == {(2, 1)}
+
+        await kit.eventually(replaced, pair.link.lane_stats)
+        await kit.still_works(pair)
+
+
+class _Hurried(Uncapped):
+    def decide(self, now: float) -> Decision:
+        return Decision(next_tick_s=0.005)
 
 
 async def test_a_lane_that_nobody_delivers_is_hedged_and_replaced() -> None:

@@ -135,11 +135,12 @@ class Egress:
             return
         self._sampled = self._engine.sampled
         first, self._fresh = self._fresh, False
-        sample = self._sampler.take(lanes, self._engine.link_stats(), self._link._lanes.congestion, resumed=first)
-        next_tick_s = FIRST_TICK_S
-        if sample is not None:
-            next_tick_s = self._look(time.monotonic(), sample)
-        self._schedule(next_tick_s)
+        next_tick_s = self._decision.next_tick_s
+        try:
+            sample = self._sampler.take(lanes, self._engine.link_stats(), self._link._lanes.congestion, resumed=first)
+            next_tick_s = FIRST_TICK_S if sample is None else self._look(time.monotonic(), sample)
+        finally:  # a bug must not make this the last tick
+            self._schedule(next_tick_s)
 
     def _look(self, now: float, sample: PathSample) -> float:
         """Everything that follows from a sample; when the next one is due."""
@@ -200,8 +201,9 @@ class Egress:
     # --- lanes ----------------------------------------------------------------------------------------------------
 
     def _set_lanes(self, wanted: int) -> None:
-        self.lanes_wanted = wanted
         link = self._link
+        wanted = link.config.lanes or wanted  # what the application has fixed, no controller changes
+        self.lanes_wanted = wanted
         if link._dialler is not None:
             link._dialler.adjust()
         elif wanted != (self._invited or self._found) and link.config.lanes is None:

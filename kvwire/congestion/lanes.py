@@ -82,6 +82,7 @@ class LanePlanner:
         self._start = self._lanes = self.start(0.0)
         self._window = _Window()
         self._trial: _Trial | None = None
+        self._full_bps = 0.0  # goodput before the first of the trials with fewer lanes
         self._hold_s = HOLD_S
         self._next_trial = 0.0
         self._warm_at = 0.0  # lanes that came up before are past their slow start
@@ -149,6 +150,10 @@ class LanePlanner:
             return
         if bottleneck_full(sample):
             lanes = max(self._start, int(self._lanes / GROWTH))
+            # All steps together may cost as much as one. What is beyond that is the path's doing: then it begins anew.
+            if not ENOUGH * self._full_bps <= goodput <= self._full_bps:
+                self._full_bps = goodput
+            goodput = self._full_bps
         else:
             lanes = min(self._most, max(self._lanes + LEAST_STEP, int(self._lanes * GROWTH)))
         if lanes != self._lanes:

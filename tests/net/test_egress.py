@@ -9,7 +9,7 @@ import pytest
 
 import kvwire
 from kvwire import Config, ConfigError, DeadlineExceeded, Decision, DType, EgressReport, GroupSpec, SpecError
-from kvwire.congestion import Uncapped
+from kvwire.congestion import PathSample, Stragglers, Uncapped
 from tests.net import kit
 from tests.net.kit import Caches, Pair
 
@@ -145,6 +145,21 @@ class TestControllers:
             await kit.eventually(lambda: reports and reports[-1].totals.controller_faults >= 3, "the faults to be told")
             await kit.eventually(lambda: reports[-1].controller == "none", "another one to take its place")
 
+    async def test_a_number_of_lanes_that_the_application_has_fixed_stays(self) -> None:
+        """At whichever side."""
+
+        class Many(Uncapped):
+            def decide(self, now: float) -> Decision:
+                return Decision(lanes=5, next_tick_s=0.02)
+
+        fixed = Config(lanes=2, controller=Many)
+        async with kit.joined(client=fixed, server=fixed) as pair:
+            await (await begin(pair, 8)).end()
+            await kit.move(pair.back, pair.client, "back")
+            assert pair.link.lanes == pair.back.lanes == 2
+            reports = [await anext(link.telemetry(0.1)) for link in (pair.link, pair.back)]
+            assert [report.lanes_wanted for report in reports] == [2, 2]
+
     async def test_one_that_raises_stops_nothing(self) -> None:
         class Raising(Uncapped):
             def on_sample(self, now: float, sample: object) -> None:
@@ -213,6 +228,34 @@ class TestReports:
             await kit.eventually(lambda: heard and heard[-1].listeners.removed, "the first one to be dropped")
             assert heard[-1].listeners.faults == 10
             await kit.move(pair.link, pair.server, "r")
+
+    async def test_a_listener_whose_future_is_cancelled_does_not_end_the_reports(self) -> None:
+        async with paced() as pair:
+            heard: list[EgressReport] = []
+            gone = asyncio.get_running_loop().create_future()
+            gone.cancel()
+            pair.link.on_report(lambda report: gone.result(), 0.1)
+            pair.link.on_report(heard.append, 0.1)
+            await kit.eventually(lambda: heard and heard[-1].listeners.faults >= 2, "reports to go on")
+
+    async def test_a_bug_does_not_end_them(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async with paced() as pair:
+            heard: list[EgressReport] = []
+            pair.link.on_report(heard.append, 0.1)
+            await kit.eventually(lambda: heard, "a report")
+            failures = 3
+
+            def broken(self: Stragglers, now: float, sample: PathSample) -> tuple[int, ...]:
+                nonlocal failures
+                failures -= 1
+                if failures >= 0:
+                    raise RuntimeError("a bug")
+                return ()
+
+            monkeypatch.setattr(Stragglers, "straggling", broken)
+            await kit.eventually(lambda: failures < 0, "the link to be looked at again")
+            so_far = len(heard)
+            await kit.eventually(lambda: len(heard) > so_far, "reports to go on")
 
     async def test_an_interval_that_is_none(self) -> None:
         async with paced() as pair:

@@ -137,6 +137,7 @@ cdef struct out_t:
     u64 last_claim_ns              # lock
     u64 receipt_ns
     u64 acked_cells                # lock
+    u64 unacked_bytes              # lock: payload that became ready and that the link's `acked_bytes` is yet to count
     bint suspended                 # lock: the link is down; what becomes ready is only marked
     u64 resent_cells
     pthread_cond_t changed

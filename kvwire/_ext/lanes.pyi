@@ -50,7 +50,7 @@ class LinkStats(TypedDict):
     sent_bytes: int
     """Given to the kernel, headers included."""
     acked_bytes: int
-    """Payload that the peer's engine has acknowledged, each cell once."""
+    """Payload that the peer's engine has acknowledged, each cell once; all of a transfer that has committed."""
     hedged_bytes: int
     """Payload that `hedge` has queued again."""
     resent_bytes: int

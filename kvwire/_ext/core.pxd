@@ -179,6 +179,7 @@ cdef struct lane_t:
     u64 drain_ns                   # lock: when that was
     u64 drain_due_ns               # when it may close; 0: there is something to wait for yet
     u64 added_ns
+    size_t memory_bytes            # what was allocated for it, keys aside
     bint retired                   # lock: the worker has let it go; Python may read and free it
     bint readable
     bint writable

@@ -67,6 +67,10 @@ class EngineLink:
     @property
     def lanes_open(self) -> int: ...
     @property
+    def memory_bytes(self) -> int:
+        """What its lanes were allocated for buffers, scratch and logs; lanes that have ended until `take_closed`."""
+
+    @property
     def queued_runs(self) -> int:
         """Runs of ready cells that no lane has claimed."""
 

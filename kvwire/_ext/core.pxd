@@ -196,7 +196,8 @@ cdef struct lane_t:
     seal_t *opener                 # NULL: a plain lane
     # send
     lanelog_t log                  # lock
-    u64 sent_seq                   # lock: frames before it were given to the kernel
+    u64 sent_seq                   # lock: frames before it are settled: a plain lane's are the kernel's, a sealed one's
+                                   # may wait in `rest` yet
     u64 unacked_bytes              # lock: payload in the log
     u64 acked_ns                   # lock: when an acknowledgement moved last
     bint shunned                   # lock: it was hedged, and claims nothing until an acknowledgement moves

@@ -46,8 +46,6 @@ LANE_SHARES = 2.0
 """A lane may send at so many times its share of the peak: the link's bucket is to bind, and not the kernel's pacing."""
 HEDGE_BYTES = 4 * 1024 * 1024
 """Of a lane at once; the engine keeps to the budget of the link (docs/design.md)."""
-LANE_SCRATCH = 384 * 1024
-"""Bytes that a lane takes besides its stream buffer."""
 
 
 class Egress:
@@ -184,7 +182,7 @@ class Egress:
             lease_left_s=lease_s or 0.0,
             outgoing=(outgoing[0], outgoing[1], outgoing[2]),
             incoming=(incoming[0], incoming[1], incoming[2]),
-            memory_bytes=link.lanes * (link.config.stream_bytes + LANE_SCRATCH),
+            memory_bytes=self._engine.memory_bytes,
         )
 
     def _obey(self, decision: Decision) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kvwire import wire
 from kvwire._ext.lanes import EngineLink
-from kvwire.congestion import FLOOR_BPS, LanePlanner, check_budget
+from kvwire.congestion import LanePlanner, check_budget
 from kvwire.control import Stream
 from kvwire.dialler import Dialler
 from kvwire.driver import Driver
@@ -160,9 +160,10 @@ class Link(Driver):
             raise SpecError(f"outgoing is {outgoing!r:.80}; expected what an offer of this node returned")
         return await self._questions.ask(outgoing, seconds)
 
-    def set_budget(self, max_bps: float, *, expires_in_s: float, min_bps: float = FLOOR_BPS) -> None:
+    def set_budget(self, max_bps: float, *, expires_in_s: float, min_bps: float | None = None) -> None:
         """What a scheduler allows this link to send: `max_bps` bits per second for `expires_in_s` from now, and from
-        then on `min_bps`, until a new budget comes. Counts within 100 ms. ConfigError for rates or times that are none.
+        then on `min_bps` (None: 1 Mbit/s, or `max_bps`), until a new budget comes. Counts within 100 ms. ConfigError for
+        rates or times that are none.
         """
         self._check_open()
         self._egress.set_budget(check_budget(max_bps, min_bps, expires_in_s))

@@ -162,8 +162,8 @@ class Link(Driver):
 
     def set_budget(self, max_bps: float, *, expires_in_s: float, min_bps: float | None = None) -> None:
         """What a scheduler allows this link to send: `max_bps` bits per second for `expires_in_s` from now, and from
-        then on `min_bps` (None: 1 Mbit/s, or `max_bps`), until a new budget comes. Counts within 100 ms. ConfigError for
-        rates or times that are none.
+        then on `min_bps` (None: 1 Mbit/s, or `max_bps`), until a new budget comes. Counts within 100 ms. ConfigError
+        for rates or times that are none.
         """
         self._check_open()
         self._egress.set_budget(check_budget(max_bps, min_bps, expires_in_s))

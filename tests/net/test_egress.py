@@ -184,6 +184,8 @@ class TestReports:
             following = pair.link.telemetry(0.1)
             moving = await begin(pair, 16)
             await moving.end()
+            # The receipt may be faster than the last acknowledgements.
+            await kit.eventually(lambda: not any(it["unacked_bytes"] for it in pair.link.lane_stats()), "them")
             landed = moving.landed()
             latest: EgressReport | None = None
             async for report in following:

@@ -350,14 +350,30 @@ async def test_a_straggler_stays_condemned_until_it_is_replaced() -> None:
         await kit.still_works(pair)
 
 
+async def test_a_lane_that_is_no_longer_needed_is_lost_by_nobody() -> None:
+    async with kit.joined() as pair:
+        pair.link.engine_link.drain_lane(0)
+        for link in (pair.link, pair.back):
+            there = link
+
+            def drained(link: kvwire.Link = there) -> bool:
+                return (0, 1) not in {(it["lane"], it["incarnation"]) for it in link.lane_stats()}
+
+            await kit.eventually(drained, link.lane_stats)
+        assert pair.link._egress._lost == pair.back._egress._lost == 0
+        await kit.still_works(pair)
+
+
 class _Hurried(Uncapped):
     def decide(self, now: float) -> Decision:
         return Decision(next_tick_s=0.005)
 
 
-async def test_a_lane_that_nobody_delivers_is_hedged_and_replaced() -> None:
-    """The kernel at the other end of the wire acknowledges; the peer hears nothing of it."""
-    async with kit.through_proxy() as (pair, proxy):
+@pytest.mark.parametrize("lanes", [2, 64])
+async def test_a_lane_that_nobody_delivers_is_hedged_and_replaced(lanes: int) -> None:
+    """The kernel at the other end of the wire acknowledges; the peer hears nothing of it. With 64 lanes there is no
+    room for another one beside it."""
+    async with kit.through_proxy(Config(lanes=lanes)) as (pair, proxy):
         reports: list[EgressReport] = []
         pair.link.on_report(reports.append, 0.1)
         pair.link.set_budget(BPS, expires_in_s=60)
@@ -369,4 +385,4 @@ async def test_a_lane_that_nobody_delivers_is_hedged_and_replaced() -> None:
         assert not pair.link.closed
         await kit.eventually(lambda: reports[-1].totals.lanes_lost, "the lane to be counted as lost")
         assert 0 < reports[-1].totals.hedged_bytes <= 4 * MIB + reports[-1].totals.sent_bytes // 100
-        await kit.eventually(lambda: pair.link.lanes == 2, "a fresh one in its place")
+        await kit.eventually(lambda: pair.link.lanes == lanes, "a fresh one in its place")

@@ -190,8 +190,8 @@ class Delay(Controller):
         self._set(max(self._pace_bps or 0.0, gain * delivered))
 
     def _slow_down(self, now: float, mode: Mode, sample: PathSample) -> None:
-        """Half the rate drains a queue of q seconds in 2 q, and that is seen an RTT later. Whoever asks whose
-        the queue is also waits for what lanes have claimed and not sent, or have to send again: no pace holds it back."""
+        """Half the rate drains a queue of q seconds in 2 q, and that is seen an RTT later. Whoever asks whose the queue
+        is also waits for what lanes have claimed and not sent, or have to send again: no pace holds that back."""
         behind_s = 8 * _behind_bytes(sample) / max(self._floor_bps, self._delivered_bps) if mode is Mode.HALVE else 0.0
         self.mode, self._asked_s, self._until = mode, self.queue_s, now + min(MAX_DRAIN_S, self._draining_s + behind_s)
         self._resume_bps = self._delivered_bps if mode is Mode.HALVE else self._pace_bps or 0.0

@@ -137,6 +137,7 @@ cdef struct out_t:
     u64 last_claim_ns              # lock
     u64 receipt_ns
     u64 acked_cells                # lock
+    u64 unacked_bytes              # lock: payload that became ready and that the link's `acked_bytes` is yet to count
     bint suspended                 # lock: the link is down; what becomes ready is only marked
     u64 resent_cells
     pthread_cond_t changed
@@ -178,6 +179,7 @@ cdef struct lane_t:
     u64 drain_ns                   # lock: when that was
     u64 drain_due_ns               # when it may close; 0: there is something to wait for yet
     u64 added_ns
+    size_t memory_bytes            # what was allocated for it, keys aside
     bint retired                   # lock: the worker has let it go; Python may read and free it
     bint readable
     bint writable
@@ -194,7 +196,8 @@ cdef struct lane_t:
     seal_t *opener                 # NULL: a plain lane
     # send
     lanelog_t log                  # lock
-    u64 sent_seq                   # lock: frames before it were given to the kernel
+    u64 sent_seq                   # lock: frames before it are settled: a plain lane's are the kernel's, a sealed one's
+                                   # may wait in `rest` yet
     u64 unacked_bytes              # lock: payload in the log
     u64 acked_ns                   # lock: when an acknowledgement moved last
     bint shunned                   # lock: it was hedged, and claims nothing until an acknowledgement moves

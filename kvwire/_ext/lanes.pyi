@@ -11,6 +11,9 @@ TAG_FAILURE: int
 DRAINED: int
 """The reason code of a lane that `drain_lane` has closed."""
 
+EOF: int
+"""The reason code of a lane that the peer has closed."""
+
 class LaneStats(TypedDict):
     """Totals of one lane since it was added; bytes include headers, `rate_Bps` is of acknowledged bytes."""
 
@@ -50,7 +53,7 @@ class LinkStats(TypedDict):
     sent_bytes: int
     """Given to the kernel, headers included."""
     acked_bytes: int
-    """Payload that the peer's engine has acknowledged, each cell once."""
+    """Payload that the peer's engine has acknowledged, each cell once; all of a transfer that has committed."""
     hedged_bytes: int
     """Payload that `hedge` has queued again."""
     resent_bytes: int
@@ -66,6 +69,10 @@ class EngineLink:
     def engine(self) -> Engine: ...
     @property
     def lanes_open(self) -> int: ...
+    @property
+    def memory_bytes(self) -> int:
+        """What its lanes were allocated for buffers, scratch and logs; lanes that have ended until `take_closed`."""
+
     @property
     def queued_runs(self) -> int:
         """Runs of ready cells that no lane has claimed."""

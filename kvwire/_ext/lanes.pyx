@@ -10,7 +10,7 @@ from kvwire._ext.cipher cimport TAG_BYTES
 from kvwire._ext.core cimport *
 from kvwire._ext.engine cimport Engine
 from kvwire._ext.frame cimport HEADER_BYTES
-from kvwire._ext.lanelog cimport log_init, log_oldest
+from kvwire._ext.lanelog cimport entry_t, log_init, log_oldest
 from kvwire._ext.link cimport (forget_dirty, held_for, in_end, lane_free, lane_hedge, let_go, mark_dirty, out_end,
                                out_unref, signal_engine, wake_all, wake_worker)
 from kvwire._ext.pacer cimport pacer_set
@@ -40,6 +40,7 @@ FAULTS = frozenset({LANE_BAD_FRAME, LANE_BAD_TAG, LANE_UNKNOWN_TRANSFER, LANE_OU
                     LANE_BAD_RECEIPT})
 TAG_FAILURE = <int>LANE_BAD_TAG
 DRAINED = <int>LANE_DRAINED
+EOF = <int>LANE_EOF
 
 cdef u64 UNLIMITED = <u64>-1            # SO_MAX_PACING_RATE: no cap
 
@@ -66,6 +67,7 @@ cdef class EngineLink:
     def add_lane(self, int fd, u32 lane, u32 incarnation, secrets=None):
         cdef lane_t *l
         cdef worker_t *w
+        cdef size_t stage_bytes = 0, rest_bytes
         cdef seal_t *sealer = NULL
         cdef seal_t *opener = NULL
         try:
@@ -82,6 +84,12 @@ cdef class EngineLink:
             seal_free(opener)
             close(fd)
             raise
+        if secrets is None:
+            stage_bytes = CLAIM_BYTES_MAX + self.engine.c.max_cell_bytes
+            rest_bytes = CONTROL_BYTES + HEADER_BYTES + self.engine.c.max_cell_bytes
+        else:
+            rest_bytes = (2 * CONTROL_BYTES + CLAIM_BYTES_MAX + self.engine.c.max_cell_bytes
+                          + BATCH_FRAMES * (HEADER_BYTES + TAG_BYTES))
         l = <lane_t *>calloc(1, sizeof(lane_t))
         if l != NULL:
             l.fd = fd
@@ -93,12 +101,12 @@ cdef class EngineLink:
             l.added_ns = now_ns()
             l.stream = <char *>malloc(self.engine.c.stream_bytes)
             l.control = <char *>malloc(CONTROL_BYTES)
+            l.rest = <char *>malloc(rest_bytes)
+            l.memory_bytes = (sizeof(lane_t) + self.engine.c.stream_bytes + CONTROL_BYTES + stage_bytes + rest_bytes
+                              + LOG_RUNS * sizeof(entry_t))
             if secrets is None:
-                l.stage = <char *>malloc(CLAIM_BYTES_MAX + self.engine.c.max_cell_bytes)
-                l.rest = <char *>malloc(CONTROL_BYTES + HEADER_BYTES + self.engine.c.max_cell_bytes)
+                l.stage = <char *>malloc(stage_bytes)
             else:
-                l.rest = <char *>malloc(2 * CONTROL_BYTES + CLAIM_BYTES_MAX + self.engine.c.max_cell_bytes
-                                        + BATCH_FRAMES * (HEADER_BYTES + TAG_BYTES))
                 l.sealer = sealer
                 l.opener = opener
                 l.tx_epoch = l.rx_epoch = 1
@@ -291,6 +299,18 @@ cdef class EngineLink:
             "idle_ns": idle, "paced_ns": paced, "sent_bytes": sent, "acked_bytes": acked, "hedged_bytes": hedged,
             "resent_bytes": resent, "inflight_bytes": inflight,
         }
+
+    @property
+    def memory_bytes(self):
+        cdef lane_t *l
+        cdef u64 held = 0
+        pthread_mutex_lock(&self.c.lock)
+        l = self.c.lanes
+        while l != NULL:
+            held += l.memory_bytes
+            l = l.next_in_link
+        pthread_mutex_unlock(&self.c.lock)
+        return held
 
     @property
     def queued_runs(self):

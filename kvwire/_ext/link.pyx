@@ -179,6 +179,8 @@ cdef void out_end(out_t *t, state_t state) noexcept nogil:
                 let_go(t.link, now_ns())
             t.refs -= t.queued             # its handle holds it still
             t.queued = 0
+        if state == COMMITTED:             # all has landed, whether or not that is acknowledged yet, or ever will be
+            t.link.acked_bytes += t.unacked_bytes
         remove_out(t.link, t)
         pthread_cond_broadcast(&t.changed)
         mark_dirty(t.link.engine, &t.dirty)

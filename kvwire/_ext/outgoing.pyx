@@ -8,7 +8,7 @@ from kvwire._ext.core cimport *
 from kvwire._ext.handles cimport check_cell, copy_segments, deadline_in, init_condition
 from kvwire._ext.lanes cimport EngineLink
 from kvwire._ext.link cimport forget_dirty, insert_out, out_empty, out_end, out_unref, signal_engine, wake_all
-from kvwire._ext.sendqueue cimport CLASSES, queue_push, run_t
+from kvwire._ext.sendqueue cimport CLASSES, queue_push, run_bytes, run_t
 
 from kvwire._ext.handles import STATES
 from kvwire.errors import AttachmentError, Closed, ProtocolError, ReadyError, SpecError
@@ -169,7 +169,9 @@ cdef class OutTransfer:
                 if not failed:
                     t.queued += not t.suspended
                     t.refs += not t.suspended
-                    t.unready_cells -= 0 if again else count
+                    if not again:
+                        t.unready_cells -= count
+                        t.unacked_bytes += run_bytes(&run)
         pthread_mutex_unlock(&t.link.lock)
         if failed:
             return -1

@@ -85,8 +85,9 @@ cdef bint on_ack(lane_t *via, const header_t *h, const char *payload, u64 now) n
                 link.receipts_unacked -= 1
                 continue
             lane.acked_bytes += run_bytes(&entry.run)
-            if not entry.hedged:               # else its copy counts
+            if not entry.hedged and t.state != COMMITTED:   # else its copy counts, or all of it does already
                 link.acked_bytes += run_bytes(&entry.run)
+                t.unacked_bytes -= run_bytes(&entry.run)
                 t.acked_cells += entry.run.count
             if lane.log.length < before:
                 out_unref(t)

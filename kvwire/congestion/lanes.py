@@ -116,6 +116,12 @@ class LanePlanner:
             self._compare(now, sample)
         return self._trial.lanes if self._trial else self._lanes
 
+    def rest(self, now: float) -> int:
+        """As `wanted`, where nothing is sent and nobody samples."""
+        if self._fixed is None and now - (self._busy_at or 0.0) >= IDLE_S:
+            self._settle(self._start)
+        return self._lanes
+
     def _compare(self, now: float, sample: PathSample) -> None:
         lanes = self._trial.lanes if self._trial else self._lanes
         if sample.application_limited or sample.pacing_limited:

@@ -13,6 +13,7 @@ from kvwire._ext.lanes import EngineLink
 from kvwire._ext.outgoing import OutTransfer
 from tests.net.engines import (
     CELL,
+    PATIENCE_S,
     Memory,
     Pair,
     all_ready,
@@ -235,3 +236,31 @@ def test_what_a_peer_sees_of_it() -> None:
         assert [frame[32] for frame in frames(end, 3)] == [1, 2, 3]
         theirs.sendall(encode("receipt", 1, transfer=99))
         assert frame_type(next(came)) == 2
+
+
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize("ending", ["acknowledged", "lane lost"])
+@pytest.mark.parametrize("hedged", [True, False])
+def test_what_commits_counts_once_and_whole(hedged: bool, ending: str) -> None:
+    """The receipt overtakes the acknowledgements, and what was queued again never leaves."""
+    source = Memory([(4, CELL)], filled=True)
+    with raw_peer() as (link, peer):
+        out = OutTransfer(link, 2, source.segments, CELL, False)
+        out.ready(0, 0, 4)
+        for _ in frames(peer, 4):
+            pass
+        until(lambda: lane_of(link, 0)["sent_frames"] == 4, "the lane to know that")
+        peer.sendall(encode("ack", 0, payload=bytes(8) + (1).to_bytes(8, "little")))
+        until(lambda: link.link_stats()["acked_bytes"] == CELL, "the first cell to be acknowledged")
+        if hedged:
+            assert link.hedge(0, ALL) == 3 * CELL
+        peer.sendall(encode("receipt", 1, transfer=2))
+        assert out.wait(PATIENCE_S) == "committed"
+        assert link.link_stats()["acked_bytes"] == 4 * CELL
+        if ending == "acknowledged":
+            peer.sendall(encode("ack", 2, payload=bytes(8) + (4).to_bytes(8, "little")))
+        else:
+            peer.shutdown(socket.SHUT_RDWR)
+        until(lambda: link.link_stats()["inflight_bytes"] == 0, "the log to be empty")
+        stats = link.link_stats()
+        assert (stats["acked_bytes"], stats["queued_bytes"]) == (4 * CELL, (0, 0, 0))

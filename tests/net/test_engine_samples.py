@@ -1,5 +1,6 @@
 """What an engine tells of its lanes and links, and that every request for it is answered."""
 
+import ctypes
 import select
 import socket
 import threading
@@ -57,6 +58,22 @@ class TestSamples:
             assert select.select([pair.engines[0].fileno()], [], [], 0)[0]
             assert pair.engines[0].drain() == [pair.sender]
 
+    def test_what_lanes_take_of_memory(self) -> None:
+        with Pair(1, stream_bytes=1 << 20) as pair:
+            links = pair.sender, pair.receiver
+            known, before = sum(link.memory_bytes for link in links), allocated_bytes()
+            for lane in range(1, 9):
+                pair.add_lane(lane)
+            taken = allocated_bytes() - before
+            said = sum(link.memory_bytes for link in links) - known
+            assert said == 8 * known > 16 << 20
+            assert taken == pytest.approx(said, rel=0.05)
+            for lane in range(9):
+                pair.sender.close_lane(lane)
+            for link in links:
+                closures(link, 9)
+                assert link.memory_bytes == 0
+
     def test_totals_outlive_their_lanes(self) -> None:
         source, target = Memory(SHAPES, filled=True), Memory(SHAPES, seed=2)
         with Pair(2) as pair:
@@ -72,6 +89,21 @@ class TestSamples:
                 pair.sender.close_lane(0)
                 closures(pair.sender)
                 pair.add_lane(0, 1)
+
+
+def allocated_bytes() -> int:
+    """By malloc, on the main thread's arena and by mmap, as glibc counts it."""
+    names = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+
+    class Info(ctypes.Structure):
+        _fields_ = [(name, ctypes.c_size_t) for name in names]
+
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallinfo2"):
+        pytest.skip("a libc that does not say what it has given out")
+    libc.mallinfo2.restype = Info
+    found = libc.mallinfo2()
+    return int(found.hblkhd + found.uordblks)
 
 
 def ask(link: EngineLink, times: int) -> None:

@@ -219,7 +219,6 @@ class Lane:
             self.unacked_bytes -= nbytes
             self._acked_bytes += nbytes
             if not hedged:  # else its copy counts
-                self.link.acked_bytes += nbytes
                 out.on_acked(segment, first, count)
         self.link.wake()  # for the cap on what is in flight, and what this lane may take again
 

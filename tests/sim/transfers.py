@@ -61,6 +61,8 @@ class SimOutTransfer:
         self._block_ready = [bytearray(s.nbytes // s.block_bytes) for s in segments]
         self._unready_cells = sum(self._counts)
         self._acked: set[tuple[int, int]] = set()
+        self._unacked_bytes = 0
+        """Payload that became ready and that the link's `acked_bytes` is yet to count."""
         self._times_ns = [0, 0, 0]
         if not self._unready_cells:
             raise SpecError("a transfer of nothing")
@@ -103,6 +105,7 @@ class SimOutTransfer:
         now_ns = self.link.engine.now_ns
         self._times_ns[:2] = [self._times_ns[0] or now_ns, now_ns]
         self._unready_cells -= len(cells)
+        self._unacked_bytes += sum(self.cell_len(segment, cell) for cell in cells)
         if cells and not self.suspended:
             self.queue(segment, cells[0], len(cells), new=True)
             self.link.wake()
@@ -174,6 +177,10 @@ class SimOutTransfer:
 
     def on_acked(self, segment: int, first: int, count: int) -> None:
         """The receiver has dealt with these cells."""
+        if self.state != "committed":  # which counted them all
+            nbytes = self.nbytes(segment, first, count)
+            self.link.acked_bytes += nbytes
+            self._unacked_bytes -= nbytes
         self._acked.update((segment, cell) for cell in range(first, first + count))
         self.link.engine.probe.acked(self, segment, first, count)
 
@@ -209,6 +216,8 @@ class SimOutTransfer:
         if not self.all_ready:
             raise ProtocolError("a receipt for cells that were not ready")
         self._times_ns[2] = self.link.engine.now_ns
+        if self.state == "active":  # all has landed, whether or not that is acknowledged yet
+            self.link.acked_bytes += self._unacked_bytes
         self.end("committed")
 
     def end(self, state: State) -> None:

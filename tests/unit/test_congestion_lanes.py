@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from kvwire.congestion import LanePlanner, LaneSample, PathSample, Stragglers, stalled
+from kvwire.congestion import LanePlanner, LaneSample, PathSample, Stragglers, lost, stalled
 from kvwire.errors import ConfigError
 from tests.unit.path_samples import lane_sample, path_sample
 
@@ -191,10 +191,28 @@ def test_a_lane_that_repairs_losses_is_not() -> None:
 
 
 def test_what_a_kernel_has_and_nobody_gets() -> None:
-    """It is a lane's fault if others are well, and else the peer's, which is slow."""
+    """A hedge costs little and shows whose fault it is: only where others land is it the lane's."""
     swallowed = lane_sample(0, rtt_s=0.04, stalled_s=0.6)
-    assert stalled(path_sample(0.1, (swallowed, lane_sample(1, rtt_s=0.04)))) == (0,)
-    assert stalled(path_sample(0.1, (swallowed, lane_sample(1, rtt_s=0.04, stalled_s=0.45)))) == ()
+    idle, waiting = lane_sample(1, rtt_s=0.04), lane_sample(1, rtt_s=0.04, stalled_s=0.45)
+    landing = lane_sample(1, rtt_s=0.04, landed_bytes=MB)
+    assert stalled(path_sample(0.1, (swallowed, idle))) == stalled(path_sample(0.1, (swallowed, landing))) == (0,)
+    assert stalled(path_sample(0.1, (swallowed, waiting))) == ()
+    assert lost(path_sample(0.1, (swallowed, idle))) == lost(path_sample(0.1, (swallowed, waiting))) == ()
+    assert lost(path_sample(0.1, (swallowed, landing))) == (0,)
+
+
+def test_without_tcp_info_nothing_is_known_of_a_lane() -> None:
+    repairing = lane_sample(0, stalled_s=0.9)
+    assert stalled(path_sample(0.1, (repairing, lane_sample(1, landed_bytes=MB)))) == ()
+
+
+def test_a_link_that_rests_goes_back_to_where_it_began() -> None:
+    planner = LanePlanner(None)
+    assert planner.start(0.04) == 16
+    planner.wanted(100.0, path_sample(0.1, (lane_sample(0),)))
+    planner._lanes = 24
+    assert planner.rest(129.0) == 24
+    assert planner.rest(130.1) == 16
 
 
 def eight(slow_bytes: int, **changed: int) -> tuple[LaneSample, ...]:

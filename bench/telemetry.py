@@ -29,14 +29,14 @@ SPEC = kvwire.GroupSpec("pages", kvwire.GroupKind.FULL, (0,), kvwire.DType.UINT8
 
 
 class Steady(Uncapped):
-    """Holds the rate low and looks when it is told to."""
+    """Looks when it is told to."""
 
     tick_s = USUAL_TICK_S
     ticks = 0
 
     def decide(self, now: float) -> kvwire.Decision:
         Steady.ticks += 1
-        return kvwire.Decision(pace_bps=PACE_BPS, next_tick_s=Steady.tick_s)
+        return kvwire.Decision(next_tick_s=Steady.tick_s)
 
 
 async def turn() -> tuple[float, float]:
@@ -69,6 +69,7 @@ async def idle_core_share(lanes: int) -> float:
 async def sending(lanes: int) -> tuple[float, float]:
     """CPU seconds a tick, and ticks per second."""
     async with joined(lanes) as (server, link):
+        link.set_budget(PACE_BPS, expires_in_s=3600)  # before anything is sent
         source, target = kvwire.Pages.empty(SPEC, PAGES), kvwire.Pages.empty(SPEC, PAGES)
         manifest = kvwire.Manifest.of("a", kvwire.ModelTag("bench"), PAGES, (SPEC,))
         offer = asyncio.create_task(link.offer(manifest, {"pages": source.at(range(PAGES))}))

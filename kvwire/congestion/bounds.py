@@ -13,7 +13,7 @@ MIN_RATE_BPS, MAX_RATE_BPS = 1e3, 1e13
 MIN_TICK_S, MAX_TICK_S = 0.005, 1.0
 """Between two samples: more often costs more than it tells; less often, and a lease ends unnoticed."""
 LANE_TICK_S = 0.002
-"""For each lane, between two samples at least: a look costs about 20 us a lane, and is to take 1 % of a core."""
+"""For each lane, between two samples at least: a look costs up to 40 us of CPU a lane, so 2 % of a core."""
 MIN_INFLIGHT_BYTES = 64 * 1024
 """One cell: with less, nothing could be claimed."""
 MOST_LANES = 64

@@ -126,6 +126,22 @@ def test_in_a_user_namespace() -> None:
     assert "10.77.0.1/24" in done.stdout
 
 
+def test_a_host_where_nobody_may_be_root_of_a_user_namespace() -> None:
+    """It can be made, but its files cannot be written, as on Ubuntu since 24.04: the command runs as it is."""
+    command = f"mount -o remount,ro,bind /proc || exit {NO_USER_NAMESPACE}; exec \"$0\" \"$@\""
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", command, sys.executable, "-IS", userns.__file__, "readlink", "/proc/self/ns/user"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    if done.returncode == NO_USER_NAMESPACE:
+        pytest.skip("this host does not let /proc be made read-only")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip() == os.readlink("/proc/self/ns/user")
+
+
 def test_a_process_that_may_not_says_so() -> None:
     assert may_make_namespaces() == ""
     done = subprocess.run([sys.executable, "-c", ASKS], capture_output=True, text=True, timeout=PATIENCE_S, check=False)

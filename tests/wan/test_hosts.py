@@ -151,20 +151,10 @@ def test_in_a_user_namespace() -> None:
 
 def test_a_host_where_nobody_may_be_root_of_a_user_namespace() -> None:
     """It can be made, but its files cannot be written, as on Ubuntu since 24.04: the command runs as it is."""
-    command = f'mount -o remount,ro,bind /proc || exit {NO_USER_NAMESPACE}; exec "$0" "$@"'
+    script = f'mount -o remount,ro,bind /proc || exit {NO_USER_NAMESPACE}; exec "$0" "$@"'
+    command = [sys.executable, "-IS", userns.__file__, "readlink", "/proc/self/ns/user"]
     done = subprocess.run(
-        [
-            "unshare",
-            "-m",
-            "sh",
-            "-c",
-            command,
-            sys.executable,
-            "-IS",
-            userns.__file__,
-            "readlink",
-            "/proc/self/ns/user",
-        ],
+        ["unshare", "-m", "sh", "-c", script, *command],
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,

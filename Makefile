@@ -13,13 +13,20 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 SOURCES := pyproject.toml setup.py README.md kvwire/version.py \
 	$(shell find kvwire/_ext kvwire/emulate -name '*.pyx' -o -name '*.pxd' -o -name '*_impl.c' -o -name '*.h')
 
-.PHONY: demo test lint sim test-models test-arm test-package test-wan test-wan-netem storms clean
+.PHONY: demo test test-net test-pure lint sim test-models test-arm test-package test-wan test-wan-netem storms clean
 
 demo: $(STAMPS)/installed
 	$(BIN)/python -m kvwire.cli.demo
 
+# Both at once: one half waits for sockets most of the time, the other for the processor.
 test: lint
-	$(BIN)/python -m pytest --ignore=tests/models --ignore=tests/wan
+	@$(MAKE) --no-print-directory --jobs=2 test-net test-pure
+
+test-net: $(STAMPS)/strict
+	$(BIN)/python -m pytest tests/net
+
+test-pure: $(STAMPS)/strict
+	$(BIN)/python -m pytest tests/unit tests/sim
 
 # The simulation at length, on all cores: make sim SEEDS=10000; SIM_BASE=... repeats seeds from there.
 sim: $(STAMPS)/strict

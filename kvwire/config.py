@@ -58,7 +58,7 @@ class Config:
 
     max_queued_runs: int = 65536
     """Runs of ready cells per link that no lane has taken yet, 1 to 2**24; a call of `ready` makes one for each run of
-    blocks it names. A run takes 48 bytes. Beyond it `Outgoing.ready` raises QueueFull, and `wait_ready` waits."""
+    blocks it names. A run takes 72 bytes. Beyond it `Outgoing.ready` raises QueueFull, and `wait_ready` waits."""
 
     max_message_bytes: int = 4 * MIB
     """Largest control message, 64 KiB to 64 MiB. 128 Ki tokens in blocks of 16 need 128 KiB of hashes a group."""

@@ -8,6 +8,7 @@ import math
 import secrets
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from kvwire import sockets, wire
@@ -33,6 +34,8 @@ once, while the kernel's timers of an old one have backed off (docs/design.md)."
 SPARES, SPARES_AT_ONCE = 4, 2
 """Tickets in stock on a long path, and how many of them are tried at once: a control connection that stalls together
 with the lanes could bring none."""
+YOUNG_NS = 2_000_000_000
+"""Until then a lane may be in its slow start."""
 SPARE_S = 20.0
 """How long a ticket is kept: it is good for 30 s (docs/security.md), and has a way to go."""
 
@@ -59,7 +62,7 @@ class Dialler:
         self._invited = 0
         self._draining: set[int] = set()
         self._stocked_at = -math.inf
-        self._stock: deque[tuple[float, wire.Ticket]] = deque()
+        self._stock: deque[tuple[float, wire.Ticket]] = deque()  # and when each came, the oldest first
         self._replaced_at = -math.inf
         self.all_up = asyncio.Event()
         """Set when every lane has been up for the first time, and when the link has ended."""
@@ -72,37 +75,59 @@ class Dialler:
         return self._address
 
     @property
+    def held(self) -> int:
+        """Connections for lanes that it has, or is making: those that are ending among them."""
+        return self._link.lanes + len(self._dialling)
+
+    @property
     def wanted(self) -> int:
-        """Lanes that the link is to have; the acceptor may want more, where it is the one that sends."""
+        """Lanes that the link is to have; the acceptor may want more, where it is the one that sends. No more than its
+        share of what all links to that host may have, unless the others leave some."""
         egress = self._link._egress
         wanted = egress.lanes_wanted if self._link.config.lanes else max(egress.lanes_wanted, self._invited)
-        return max(1, min(wanted, self._link._node._lanes_to(self)))
+        others = self._link._node._diallers_to(self)
+        share = MOST_LANES // (1 + len(others))
+        left = MOST_LANES - sum(max(it.held, min(it.wants, share)) for it in others)
+        return max(1, min(wanted, max(share, left)))
+
+    @property
+    def wants(self) -> int:
+        """As `wanted`, whatever others have."""
+        return max(self._link._egress.lanes_wanted, self._invited)
+
+    @property
+    def _room(self) -> int:
+        """Lanes that may be added before all links to that host have as many as they may."""
+        used = self.held + sum(it.held for it in self._link._node._diallers_to(self))
+        return MOST_LANES - used if self.held else max(1, MOST_LANES - used)
 
     @property
     def _missing(self) -> int:
         """Lanes to be dialled; one that makes no progress counts for none."""
-        link = self._link
-        lanes = link.lanes - len(self._draining) + len(self._dialling)
-        return min(self.wanted + link._egress.stalled, MOST_LANES) - lanes
+        missing = self.wanted + self._link._egress.stalled - (self.held - len(self._draining))
+        return min(missing, self._room)
 
     def take(self, ticket: wire.Ticket) -> None:
         """Dial a lane with this ticket, or keep it for the moment in which one is missed. One too many expires."""
+        now = time.monotonic()
         if self._missing > 0:
-            self._dial(ticket, self._link.config.connect_timeout_s)
+            self._dial(now, ticket)
         elif len(self._stock) < SPARES and self._link._egress.long_path:
-            self._stock.append((time.monotonic(), ticket))
+            self._stock.append((now, ticket))
 
     def invite(self, count: int) -> None:
         """The acceptor sends, and wants so many lanes."""
         self._invited = min(count, MOST_LANES)
         self.adjust()
 
-    def _dial(self, ticket: wire.Ticket, timeout_s: float) -> None:
-        task = self._link._spawn(self._dial_lane(ticket, timeout_s))
+    def _dial(self, came: float, ticket: wire.Ticket) -> None:
+        egress = self._link._egress
+        timeout_s = egress.attempt_s if egress.stalled else self._link.config.connect_timeout_s
+        task = self._link._spawn(self._dial_lane(came, ticket, timeout_s))
         self._dialling.add(task)
         task.add_done_callback(self._dialling.discard)
 
-    async def _dial_lane(self, ticket: wire.Ticket, timeout_s: float) -> None:
+    async def _dial_lane(self, came: float, ticket: wire.Ticket, timeout_s: float) -> None:
         link, config = self._link, self._link.config
         joined = False
         try:
@@ -115,13 +140,14 @@ class Dialler:
                     await link.loop.sock_sendall(sock, join)
                 link._lanes.add(sock, ticket.lane, ticket.incarnation, keys)
             self._redials = 0
-            if link.lanes >= self.wanted:
+            # Or as many as the acceptor had tickets for: a quota may leave a tenant no more.
+            if link.lanes >= self.wanted or (len(self._dialling) == 1 and not self._failed):
                 self.all_up.set()
         except (KvwireError, OSError) as error:
             log.info("no lane %d to %s: %s", ticket.lane, link.peer, error)
             self._failed += 1  # from another local address next time
             if not joined and link._egress.stalled:
-                self._stock.append((time.monotonic(), ticket))  # nobody has seen it: good for another try
+                self._stock.appendleft((came, ticket))  # nobody has seen it: good for another try
             self.want()
         finally:  # at once: a lane that is up must not count as one that is dialled, too (`take`: one never begun)
             self._dialling.discard(cast("asyncio.Task[None]", asyncio.current_task()))
@@ -137,11 +163,12 @@ class Dialler:
     def _request(self) -> None:
         self._timer = None
         link = self._link
-        if link.closed or link.suspended or link.lanes >= self.wanted + link._egress.stalled + len(self._draining):
+        if link.closed or link.suspended or self.held - len(self._draining) >= self.wanted + link._egress.stalled:
             return
-        missing = self._missing
-        if missing > 0:
-            self._ask(missing)
+        while self._missing > 0 and self._stock:
+            self._dial(*self._stock.popleft())
+        if self._missing > 0:
+            self._ask(self._missing)
         self.want()  # and look again, whatever becomes of the tickets
 
     def _ask(self, count: int) -> None:
@@ -153,20 +180,25 @@ class Dialler:
         now = time.monotonic()
         while self._stock and self._stock[0][0] < now - SPARE_S:
             self._stock.popleft()
-        if not self._stock and now >= self._stocked_at + SPARE_S and self._link._egress.long_path:
+        full = self.held - len(self._draining) >= self.wanted  # spares count against a tenant's quota, as lanes do
+        if full and not self._stock and now >= self._stocked_at + SPARE_S and self._link._egress.long_path:
             self._stocked_at = now
             self._ask(SPARES)
 
-    def replace(self, stalled: int, timeout_s: float) -> None:
-        """So many lanes make no progress: dial fresh ones beside them, each attempt given up after `timeout_s`."""
+    def replace(self, worst: Sequence[int]) -> None:
+        """These lanes, the worst first, make no progress: dial fresh ones beside them. Where there is no room for that,
+        the worst has to go first."""
         now = time.monotonic()
         if now < self._replaced_at + REPLACE_S or self._link.suspended:
             return
         self._replaced_at = now
-        for _ in range(min(stalled, SPARES_AT_ONCE, MOST_LANES - self._link.lanes)):
+        if self._room <= 0 and not self._dialling:
+            self._link.engine_link.close_lane(worst[0])
+        for _ in range(min(len(worst), SPARES_AT_ONCE, self._room)):
             if self._stock:
-                self._dial(self._stock.popleft()[1], timeout_s)
+                self._dial(*self._stock.popleft())
         if not self._stock:
+            self._stocked_at = -math.inf
             self.want()
 
     def adjust(self) -> None:
@@ -177,8 +209,9 @@ class Dialler:
             self.want()
         excess = link.lanes - len(self._draining) - self.wanted
         if excess > 0 and not link._egress.stalled:
+            young_ns = link.engine_link.link_stats()["now_ns"] - YOUNG_NS  # whose rates say nothing yet
             open_lanes = [stats for stats in link.lane_stats() if stats["lane"] not in self._draining]
-            for stats in sorted(open_lanes, key=lambda stats: stats["rate_Bps"])[:excess]:
+            for stats in sorted(open_lanes, key=lambda it: (it["added_ns"] > young_ns, it["rate_Bps"]))[:excess]:
                 self._draining.add(stats["lane"])
                 link.engine_link.drain_lane(stats["lane"])
 
@@ -194,6 +227,7 @@ class Dialler:
         """The connection is lost: dial it again until the link is resumed or given up."""
         self._drop()
         self._stock.clear()
+        self._stocked_at = -math.inf
         self._invited = 0
         self._draining.clear()
         self._settled.set()

@@ -13,8 +13,18 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kvwire._ext.lanes import EngineLink
-from kvwire.congestion import Budget, Budgeted, Decision, Guarded, LanePlanner, PathSample, Stragglers, make_controller
-from kvwire.congestion import stalled as stalled_lanes
+from kvwire.congestion import (
+    Budget,
+    Budgeted,
+    Decision,
+    Guarded,
+    LanePlanner,
+    PathSample,
+    Stragglers,
+    lost,
+    make_controller,
+    stalled,
+)
 from kvwire.errors import ControllerFault
 from kvwire.sampling import Sampler
 from kvwire.sockets import LONG_RTT_S
@@ -36,8 +46,6 @@ LANE_SHARES = 2.0
 """A lane may send at so many times its share of the peak: the link's bucket is to bind, and not the kernel's pacing."""
 HEDGE_BYTES = 4 * 1024 * 1024
 """Of a lane at once; the engine keeps to the budget of the link (docs/design.md)."""
-LANE_SCRATCH = 384 * 1024
-"""Bytes that a lane takes besides its stream buffer."""
 
 
 class Egress:
@@ -56,7 +64,10 @@ class Egress:
         self._told: tuple[int, int, int, int] = 0, 0, 0, 0
         self._decision = Decision()
         self._budget: Budget | None = None
-        self._worst: list[int] = []  # lanes that make no progress, the worst first
+        self._worst: list[int] = []  # lanes to be replaced, the worst first
+        self._slow: set[int] = set()  # those of them that do move, and far too slowly
+        self.attempt_s = ATTEMPT_S
+        """What a fresh connection has to be made in."""
         self._lost = self._resumes = 0
         self._guarded = Guarded(make_controller(link.config.controller))
         self._controller = Budgeted(self._guarded)  # a budget outlives a controller that fails
@@ -74,13 +85,18 @@ class Egress:
 
     def wake(self) -> None:
         """Something is to be sent, or somebody listens: look at once, and again from there on."""
-        if self._link.suspended or self._sending:
+        if self._link.suspended or self._sending or not self._link._greeted.done():
             return
         if self._pausing:
             self._pausing, self._fresh = False, True
             self._sampled = self._engine.sampled
         self._sending = True
         self._schedule(0.0)
+
+    def greeted(self) -> None:
+        """The link is up: somebody may wait to hear of it."""
+        if self._interval_s is not None:
+            self.wake()
 
     def _schedule(self, seconds: float) -> None:
         self._cancel()
@@ -102,6 +118,7 @@ class Egress:
             self._engine.request_sample()  # what comes of it: `engine_changed`
         else:
             self._pausing = True
+            self.stalled, self._worst = 0, []
             self._rest()
 
     @property
@@ -116,11 +133,12 @@ class Egress:
             return
         self._sampled = self._engine.sampled
         first, self._fresh = self._fresh, False
-        sample = self._sampler.take(lanes, self._engine.link_stats(), self._link._lanes.congestion, resumed=first)
-        next_tick_s = FIRST_TICK_S
-        if sample is not None:
-            next_tick_s = self._look(time.monotonic(), sample)
-        self._schedule(next_tick_s)
+        next_tick_s = self._decision.next_tick_s
+        try:
+            sample = self._sampler.take(lanes, self._engine.link_stats(), self._link._lanes.congestion, resumed=first)
+            next_tick_s = FIRST_TICK_S if sample is None else self._look(time.monotonic(), sample)
+        finally:  # a bug must not make this the last tick
+            self._schedule(next_tick_s)
 
     def _look(self, now: float, sample: PathSample) -> float:
         """Everything that follows from a sample; when the next one is due."""
@@ -131,7 +149,8 @@ class Egress:
         if self._link._dialler is None and not self._invited and self._found != len(sample.lanes):
             self._found = len(sample.lanes)  # those that the dialler thinks right, so far
             self._planner.begin(self._found)
-        self._set_lanes(self._decision.lanes or self._planner.wanted(now, sample))
+        if sample.lanes:
+            self._set_lanes(self._decision.lanes or self._planner.wanted(now, sample))
         self.telemetry.tick(now, sample, self._state)
         if self._guarded.fault is not self._fault:
             self._fault = self._guarded.fault
@@ -163,7 +182,7 @@ class Egress:
             lease_left_s=lease_s or 0.0,
             outgoing=(outgoing[0], outgoing[1], outgoing[2]),
             incoming=(incoming[0], incoming[1], incoming[2]),
-            memory_bytes=link.lanes * (link.config.stream_bytes + LANE_SCRATCH),
+            memory_bytes=self._engine.memory_bytes,
         )
 
     def _obey(self, decision: Decision) -> None:
@@ -180,8 +199,9 @@ class Egress:
     # --- lanes ----------------------------------------------------------------------------------------------------
 
     def _set_lanes(self, wanted: int) -> None:
-        self.lanes_wanted = wanted
         link = self._link
+        wanted = link.config.lanes or wanted  # what the application has fixed, no controller changes
+        self.lanes_wanted = wanted
         if link._dialler is not None:
             link._dialler.adjust()
         elif wanted != (self._invited or self._found) and link.config.lanes is None:
@@ -191,15 +211,17 @@ class Egress:
 
     def _mind_stalls(self, now: float, sample: PathSample) -> None:
         """Hedge what waits on lanes that make no progress, and have them replaced, and those that are far too slow."""
-        stalled = stalled_lanes(sample)
-        for lane in stalled:
+        for lane in stalled(sample):
             self._engine.hedge(lane, HEDGE_BYTES)
-        slow = self._stragglers.straggling(now, sample)
-        self._worst = [*stalled, *(lane for lane in slow if lane not in stalled)]
+        gone = lost(sample)
+        self._slow |= set(self._stragglers.straggling(now, sample))
+        self._slow &= {lane.lane for lane in sample.lanes}
+        self._worst = [*gone, *(lane for lane in sorted(self._slow) if lane not in gone)]
         self.stalled = len(self._worst)
+        self.attempt_s = max(ATTEMPT_S, ATTEMPT_RTTS * sample.min_rtt_s)
         dialler = self._link._dialler
         if self._worst and dialler is not None:
-            dialler.replace(self.stalled, max(ATTEMPT_S, ATTEMPT_RTTS * sample.min_rtt_s))
+            dialler.replace(self._worst)
         elif self._worst and sample.landed_bytes:
             self._engine.close_lane(self._worst[0])  # the dialler will make another
 
@@ -213,6 +235,7 @@ class Egress:
     def lane_down(self, lane: int, reason: str, *, lost: bool) -> None:
         """A lane has ended; `lost`: not because it was no longer needed."""
         self._lost += lost
+        self._slow.discard(lane)
         if lane in self._worst:
             self._worst.remove(lane)
             self.stalled -= 1
@@ -221,7 +244,8 @@ class Egress:
     def _rest(self) -> None:
         """The link carries nothing: look after it now and then."""
         if self._link._dialler is not None:
-            self._link._dialler.stock_up()
+            self.lanes_wanted = self._planner.rest(time.monotonic())
+            self._link._dialler.adjust()
             self._schedule(REST_S)
 
     # --- what others want -----------------------------------------------------------------------------------------

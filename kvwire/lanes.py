@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kvwire import sockets, wire
-from kvwire._ext.lanes import DRAINED, FAULTS, TAG_FAILURE, EngineLink
+from kvwire._ext.lanes import DRAINED, EOF, FAULTS, TAG_FAILURE, EngineLink
 from kvwire.errors import Closed, IntegrityError, LimitExceeded, LocalError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Lanes:
             if link.closed:
                 continue
             link._session.lane_closed(now, lane, incarnation, reason, acked)
-            link._egress.lane_down(lane, reason, lost=code != DRAINED)
+            link._egress.lane_down(lane, reason, lost=not self._expected(code))
             if code in FAULTS:
                 event = "tag_failure" if code == TAG_FAILURE else "lane_fault"
                 link.journal.note(event, lane=lane, incarnation=incarnation, reason=reason)
@@ -82,6 +82,10 @@ class Lanes:
                     link._lose(IntegrityError(f"{LANE_FAULTS} lanes to {link.peer} went wrong, the last by {reason}"))
             if link._dialler is not None:
                 link._dialler.ended(lane)
+
+    def _expected(self, code: int) -> bool:
+        """Whether a lane ended because it was no longer needed. An acceptor's ends when the dialler has closed it."""
+        return code == DRAINED or (code == EOF and self._link._dialler is None)
 
     def note_keys(self, lanes: Sequence[LaneStats]) -> None:
         """Have it logged where a lane goes on with another key: once a second, should a peer do so all the time."""

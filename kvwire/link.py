@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kvwire import wire
 from kvwire._ext.lanes import EngineLink
-from kvwire.congestion import FLOOR_BPS, LanePlanner, check_budget
+from kvwire.congestion import LanePlanner, check_budget
 from kvwire.control import Stream
 from kvwire.dialler import Dialler
 from kvwire.driver import Driver
@@ -121,7 +121,7 @@ class Link(Driver):
             raise
         config = self.config
         # Only a deadline that somebody named orders what leaves first.
-        deadline_ns = 0 if deadline_s is None else due_ns(deadline_s, late)
+        deadline_ns = due_ns(deadline_s, late)
         if deadline_s is None or deadline_s <= 0:
             deadline_s = config.transfer_timeout_s
         transfer = self._session.offer(
@@ -160,9 +160,10 @@ class Link(Driver):
             raise SpecError(f"outgoing is {outgoing!r:.80}; expected what an offer of this node returned")
         return await self._questions.ask(outgoing, seconds)
 
-    def set_budget(self, max_bps: float, *, expires_in_s: float, min_bps: float = FLOOR_BPS) -> None:
+    def set_budget(self, max_bps: float, *, expires_in_s: float, min_bps: float | None = None) -> None:
         """What a scheduler allows this link to send: `max_bps` bits per second for `expires_in_s` from now, and from
-        then on `min_bps`, until a new budget comes. Counts within 100 ms. ConfigError for rates or times that are none.
+        then on `min_bps` (None: 1 Mbit/s, or `max_bps`), until a new budget comes. Counts within 100 ms. ConfigError
+        for rates or times that are none.
         """
         self._check_open()
         self._egress.set_budget(check_budget(max_bps, min_bps, expires_in_s))
@@ -240,6 +241,7 @@ class Link(Driver):
                 self.journal.note("link_up", mode="plain" if self.identity is None else "sealed")
                 if self._dialler is not None:
                     self._dialler.want()
+                self._egress.greeted()
             case wire.Ticket():
                 if self._dialler is not None:
                     self._dialler.take(event)

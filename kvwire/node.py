@@ -30,7 +30,6 @@ from kvwire.errors import (
 )
 from kvwire.guard import Guard
 from kvwire.incoming import Incoming
-from kvwire.lanes import MOST_LANES
 from kvwire.link import Link
 from kvwire.outcomes import Outcomes
 from kvwire.security import AuditLog, Identity, Peer, Policy
@@ -310,11 +309,10 @@ class Node:
         link = next((link for link in self._links if link._session.link_id == link_id), None)
         return self._outcomes.of(tenant, link, link_id, transfer)
 
-    def _lanes_to(self, dialler: Dialler) -> int:
-        """How many lanes a link may have, of those that all links to its host may have."""
-        host = dialler.address[0]
-        others = [link for link in self._links if link._dialler not in (None, dialler)]
-        return MOST_LANES - sum(it.lanes for it in others if it._dialler is not None and it._dialler.address[0] == host)
+    def _diallers_to(self, dialler: Dialler) -> list[Dialler]:
+        """Those of other links to the same host, with which a link shares its lanes."""
+        others = [link._dialler for link in self._links if link._dialler is not None]
+        return [it for it in others if it is not dialler and it.address[0] == dialler.address[0]]
 
     def _lanes_left(self, link: Link) -> int:
         """How many lanes the policy still allows the link's tenant."""

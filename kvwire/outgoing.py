@@ -101,10 +101,12 @@ def check_source(manifest: Manifest, source: Mapping[str, Slots]) -> None:
             )
 
 
-def due_ns(deadline_s: float, late: str) -> int:
-    """When a transfer is due, CLOCK_MONOTONIC. DeadlineExceeded where that has passed and `late` is "refuse"."""
+def due_ns(deadline_s: float | None, late: str) -> int:
+    """When a transfer is due, CLOCK_MONOTONIC; 0: at no time. DeadlineExceeded if that has passed and may not."""
     if late not in ("refuse", "send"):
         raise SpecError(f'late is {late!r}; expected "refuse" or "send"')
+    if deadline_s is None:
+        return 0
     if isinstance(deadline_s, bool) or not isinstance(deadline_s, int | float) or not abs(deadline_s) <= WEEK_S:
         raise SpecError(f"deadline_s is {deadline_s!r}; expected seconds from now, at most a week")
     if deadline_s <= 0 and late == "refuse":

@@ -11,6 +11,9 @@ TAG_FAILURE: int
 DRAINED: int
 """The reason code of a lane that `drain_lane` has closed."""
 
+EOF: int
+"""The reason code of a lane that the peer has closed."""
+
 class LaneStats(TypedDict):
     """Totals of one lane since it was added; bytes include headers, `rate_Bps` is of acknowledged bytes."""
 

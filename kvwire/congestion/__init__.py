@@ -9,7 +9,7 @@ from kvwire.congestion.guarded import Guarded
 from kvwire.congestion.lanes import LanePlanner
 from kvwire.congestion.registry import ControllerFactory, controllers, make_controller, register_controller
 from kvwire.congestion.samples import CLASSES, Budget, Controller, Decision, LaneSample, PathSample
-from kvwire.congestion.stragglers import Stragglers, stalled
+from kvwire.congestion.stragglers import Stragglers, lost, stalled
 from kvwire.congestion.tcp_info import TcpInfo, parse
 from kvwire.congestion.uncapped import Uncapped
 
@@ -33,6 +33,7 @@ __all__ = [
     "Uncapped",
     "check_budget",
     "controllers",
+    "lost",
     "make_controller",
     "parse",
     "register_controller",

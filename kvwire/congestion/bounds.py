@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from numbers import Real
+from typing import Any
 
 from kvwire.congestion.samples import Budget
 from kvwire.errors import ConfigError
@@ -21,7 +22,8 @@ FLOOR_BPS = 1e6
 
 def within(value: object, low: float, high: float) -> bool:
     """Whether it is a number from `low` to `high`; NaN is not, nor is a bool."""
-    return isinstance(value, Real) and not isinstance(value, bool) and low <= float(value) <= high
+    number: Any = value  # not as a float: an integer may be larger than any of them
+    return isinstance(value, Real) and not isinstance(value, bool) and bool(low <= number <= high)
 
 
 def checked(name: str, value: float, low: float, high: float) -> float:
@@ -35,13 +37,15 @@ def checked_rate(name: str, value: float) -> float:
     return checked(name, value, MIN_RATE_BPS, MAX_RATE_BPS)
 
 
-def check_budget(max_bps: float, min_bps: float, expires_in_s: float) -> Budget:
-    """The Budget of these; ConfigError for a rate that is none, a floor above it, or a lease that is over already."""
+def check_budget(max_bps: float, min_bps: float | None, expires_in_s: float) -> Budget:
+    """The Budget of these; ConfigError for a rate that is none, a floor above it, or a lease that is over already.
+    Without a floor it is 1 Mbit/s, or `max_bps` where that is less."""
+    max_bps = checked_rate("max_bps", max_bps)
     budget = Budget(
-        max_bps=checked_rate("max_bps", max_bps),
-        min_bps=checked_rate("min_bps", min_bps),
+        max_bps=max_bps,
+        min_bps=min(FLOOR_BPS, max_bps) if min_bps is None else checked_rate("min_bps", min_bps),
         lease_s=checked("expires_in_s", expires_in_s, 1e-3, MAX_LEASE_S),
     )
-    if min_bps > max_bps:
-        raise ConfigError(f"min_bps {min_bps:g} is above max_bps {max_bps:g}")
+    if budget.min_bps > max_bps:
+        raise ConfigError(f"min_bps {budget.min_bps:g} is above max_bps {max_bps:g}")
     return budget

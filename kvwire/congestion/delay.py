@@ -156,7 +156,7 @@ class Delay(Controller):
         if self.queue_s <= self._low_s:  # the base RTT shows by itself
             self._next_drain = now + self._period_s
         if now >= self._next_drain:
-            self._slow_down(now, Mode.DRAIN)
+            self._slow_down(now, Mode.DRAIN, sample)
             return
         if self.queue_s <= self._high_s:
             self._above_since = None
@@ -169,7 +169,7 @@ class Delay(Controller):
         drying = inflight_bits < LOWEST * (self._pace_bps or 0.0) * self._rtts[0][1]
         yielded = self.queue_s > self._target_s and self._delivered_bps < YIELDED * self._best_bps
         if stays or (yielded and not drying):
-            self._slow_down(now, Mode.HALVE)
+            self._slow_down(now, Mode.HALVE, sample)
         elif not drying:
             self._correct(now, sample)
 
@@ -189,9 +189,11 @@ class Delay(Controller):
             gain = max(gain, RAISE)
         self._set(max(self._pace_bps or 0.0, gain * delivered))
 
-    def _slow_down(self, now: float, mode: Mode) -> None:
-        """Half the rate drains a queue of q seconds in 2 q, and that is seen an RTT later."""
-        self.mode, self._asked_s, self._until = mode, self.queue_s, now + self._draining_s
+    def _slow_down(self, now: float, mode: Mode, sample: PathSample) -> None:
+        """Half the rate drains a queue of q seconds in 2 q, and that is seen an RTT later. Whoever asks whose the queue
+        is also waits for what lanes have claimed and not sent, or have to send again: no pace holds that back."""
+        behind_s = 8 * _behind_bytes(sample) / max(self._floor_bps, self._delivered_bps) if mode is Mode.HALVE else 0.0
+        self.mode, self._asked_s, self._until = mode, self.queue_s, now + min(MAX_DRAIN_S, self._draining_s + behind_s)
         self._resume_bps = self._delivered_bps if mode is Mode.HALVE else self._pace_bps or 0.0
         self._set(LOWEST * self._resume_bps)
 
@@ -217,7 +219,7 @@ class Delay(Controller):
 
     def _compete(self, now: float, sample: PathSample) -> None:
         if now >= self._until:
-            self._slow_down(now, Mode.HALVE)
+            self._slow_down(now, Mode.HALVE, sample)
 
     def _steer_again(self, now: float, bps: float) -> None:
         self.mode = Mode.STEER
@@ -225,6 +227,11 @@ class Delay(Controller):
         self._empty_since = self._above_since = None
         self._recent.clear()  # of these the rate was another one
         self._set(bps)
+
+
+def _behind_bytes(sample: PathSample) -> int:
+    """Claimed by lanes and not on its way."""
+    return sum(max(0, lane.unacked_bytes - lane.inflight_bytes) for lane in sample.lanes)
 
 
 def _rtt(sample: PathSample) -> float:

@@ -18,7 +18,8 @@ from kvwire.congestion.uncapped import Uncapped
 from kvwire.errors import ControllerFault
 
 MOST_FAULTS = 3
-"""Ticks in a row. One may be a rare division by zero; three are a controller that does not work."""
+"""Ticks in a row, each a decision after a sample. One may be a rare division by zero; three are a controller that does
+not work."""
 
 
 class Guarded:
@@ -33,7 +34,7 @@ class Guarded:
         self._inner = inner
         self._good = Decision()
         self._in_a_row = 0
-        self._faulted = False  # since the last tick
+        self._faulted = self._sampled = False  # since the last tick
         self.faults = 0
         """So far."""
         self.fault: ControllerFault | None = None
@@ -42,6 +43,7 @@ class Guarded:
         """Whether `none` has taken its place."""
 
     def on_sample(self, now: float, sample: PathSample) -> None:
+        self._sampled = True
         self._tell(lambda: self._inner.on_sample(now, sample))
 
     def on_landed(self, now: float, nbytes: int, queue_s: float, net_s: float) -> None:
@@ -59,10 +61,14 @@ class Guarded:
                 decision = self._inner.decide(now)
                 check_decision(decision)
                 self._good = decision
-            except Exception as error:
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:
                 self._note(error)
+        if not self._sampled:  # a budget came between two ticks
+            return self._good
         self._in_a_row = self._in_a_row + 1 if self._faulted else 0
-        self._faulted = False
+        self._faulted = self._sampled = False
         if self._in_a_row == MOST_FAULTS:
             self._inner, self._good = Uncapped(), Decision()
             self.replaced = True
@@ -71,10 +77,12 @@ class Guarded:
     def _tell(self, call: Callable[[], None]) -> None:
         try:
             call()
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # CancelledError too: it is not the link's
             self._note(error)
 
-    def _note(self, error: Exception) -> None:
+    def _note(self, error: BaseException) -> None:
         self._faulted = True
         self.faults += 1
         who = type(self._inner).__name__

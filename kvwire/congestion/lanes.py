@@ -82,6 +82,7 @@ class LanePlanner:
         self._start = self._lanes = self.start(0.0)
         self._window = _Window()
         self._trial: _Trial | None = None
+        self._full_bps = 0.0  # goodput before the first of the trials with fewer lanes
         self._hold_s = HOLD_S
         self._next_trial = 0.0
         self._warm_at = 0.0  # lanes that came up before are past their slow start
@@ -115,6 +116,12 @@ class LanePlanner:
             self._compare(now, sample)
         return self._trial.lanes if self._trial else self._lanes
 
+    def rest(self, now: float) -> int:
+        """As `wanted`, where nothing is sent and nobody samples."""
+        if self._fixed is None and now - (self._busy_at or 0.0) >= IDLE_S:
+            self._settle(self._start)
+        return self._lanes
+
     def _compare(self, now: float, sample: PathSample) -> None:
         lanes = self._trial.lanes if self._trial else self._lanes
         if sample.application_limited or sample.pacing_limited:
@@ -143,6 +150,10 @@ class LanePlanner:
             return
         if bottleneck_full(sample):
             lanes = max(self._start, int(self._lanes / GROWTH))
+            # All steps together may cost as much as one. What is beyond that is the path's doing: then it begins anew.
+            if not ENOUGH * self._full_bps <= goodput <= self._full_bps:
+                self._full_bps = goodput
+            goodput = self._full_bps
         else:
             lanes = min(self._most, max(self._lanes + LEAST_STEP, int(self._lanes * GROWTH)))
         if lanes != self._lanes:

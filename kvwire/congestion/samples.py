@@ -147,7 +147,7 @@ class Decision:
     inflight_cap: int | None = None
     """Bytes claimed and not acknowledged by the peer's engine, link-wide; None: no cap."""
     lanes: int | None = None
-    """Lanes, 1 to 64; None: the link finds out what they are worth."""
+    """Lanes, 1 to 64, where `Config.lanes` fixes none; None: the link finds out what they are worth."""
     next_tick_s: float = 0.1
     """When it wants the next sample, 0.005 to 1 s."""
 

@@ -16,23 +16,42 @@ LEAST_MEDIAN_BYTES = 1024 * 1024
 """Landed by the median lane: of less, a few cells more or less are chance."""
 
 
+def _limit_s(lane: LaneSample) -> float:
+    return max(STALL_RTTS * lane.rtt_s, STALL_S)
+
+
+def _swallowed(lane: LaneSample) -> bool:
+    """Whether the peer's kernel has taken all, as TCP_INFO has it, and the peer none of it."""
+    return lane.rtt_s > 0 and not lane.inflight_bytes
+
+
+def _waiting(sample: PathSample) -> list[LaneSample]:
+    """Lanes whose frames wait for an acknowledgement longer than max(3 RTT, 0.5 s), the worst first."""
+    found = [lane for lane in sample.lanes if lane.stalled_s > _limit_s(lane)]
+    return sorted(found, key=lambda lane: -lane.stalled_s)
+
+
 def stalled(sample: PathSample) -> tuple[int, ...]:
-    """Lanes to be hedged and replaced, the worst first: their frames wait for an acknowledgement longer than max(3
-    RTT, 0.5 s), and either their path is gone (the peer's kernel is silent too), or the peer's kernel has taken all and
-    nothing comes of it while other lanes are well: somebody on the way keeps it.
+    """Lanes to be hedged, the worst first: frames wait for an acknowledgement longer than max(3 RTT, 0.5 s), and either
+    the path is gone (the peer's kernel is silent too), or the peer's kernel has taken all and nothing comes of it while
+    other lanes are well, or idle.
 
-    A lane whose kernel repairs losses is alive, and a new one would fare no better. Where all wait and every kernel is
-    heard, it is the peer that is slow.
+    A lane whose kernel repairs losses is alive, and another one would fare no better.
     """
-
-    def limit_s(lane: LaneSample) -> float:
-        return max(STALL_RTTS * lane.rtt_s, STALL_S)
-
-    waiting = [lane for lane in sample.lanes if lane.stalled_s > limit_s(lane)]
     # Half of it: when all begin to wait, one of them is the first to have waited for long.
-    others_well = any(lane.stalled_s < limit_s(lane) / 2 for lane in sample.lanes)
-    found = [lane for lane in waiting if lane.silent_s > limit_s(lane) or (others_well and not lane.inflight_bytes)]
-    return tuple(lane.lane for lane in sorted(found, key=lambda lane: -lane.stalled_s))
+    others_well = any(lane.stalled_s < _limit_s(lane) / 2 for lane in sample.lanes)
+    found = [it for it in _waiting(sample) if it.silent_s > _limit_s(it) or (others_well and _swallowed(it))]
+    return tuple(lane.lane for lane in found)
+
+
+def lost(sample: PathSample) -> tuple[int, ...]:
+    """Those of the stalled lanes that are to be replaced. Where every kernel is heard and nothing lands on any lane it
+    is the peer that stands still, and another connection would change nothing.
+    """
+    waiting = _waiting(sample)
+    others_land = any(lane.landed_bytes for lane in sample.lanes if lane not in waiting)
+    found = [it for it in waiting if it.silent_s > _limit_s(it) or (others_land and _swallowed(it))]
+    return tuple(lane.lane for lane in found)
 
 
 class Stragglers:

@@ -13,6 +13,7 @@ from typing import Any
 from kvwire.congestion import Budget, Decision, LaneSample, PathSample
 from kvwire.telemetry.capacity import Capacity
 from kvwire.telemetry.reports import EgressReport, LaneReport, ListenerCounts, PerClass, Totals
+from kvwire.telemetry.round_trips import RoundTrips
 
 HEADER_BYTES, HEADER_BYTES_IPV6 = 52, 72
 """Of a packet: IPv4 20 or IPv6 40, TCP 20, timestamps 12 (RFC 791, 8200, 9293, 7323)."""
@@ -85,11 +86,13 @@ class ReportBuilder:
         self._latest = _NO_SAMPLE
         # As of when the interval began, and since.
         self._before = Totals()
-        self._rtts: list[float] = []
+        self._rtts = RoundTrips()
 
     def fork(self) -> ReportBuilder:
         """Another one that knows what this one knows, and whose first interval begins here."""
-        other = copy.deepcopy(self)
+        other = copy.copy(self)
+        other._capacity = copy.deepcopy(self._capacity)
+        other._lanes = {key: copy.copy(lane) for key, lane in self._lanes.items()}
         other._begin(other._totals(other._before))
         return other
 
@@ -105,9 +108,8 @@ class ReportBuilder:
             lane.sums = tuple(map(add, lane.sums, _lane_values(it)))
             self._receiver_limited_s += it.receiver_limited_s
             self._buffer_limited_s += it.buffer_limited_s
-            if it.rtt_s and (it.segments or it.inflight_bytes):
-                self._rtts.append(it.rtt_s)
         self._lanes = lanes
+        self._rtts.add(tuple([it.rtt_s for it in sample.lanes if it.rtt_s and (it.segments or it.inflight_bytes)]))
         sent = sample.wire_bytes + self._header_bytes * sample.segments
         arrived = sample.delivered_segments * self._packet_bytes()
         self._capacity.add(now, sample.interval_s, sent, arrived, sample.idle_s + sample.paced_s)
@@ -118,7 +120,7 @@ class ReportBuilder:
         did = _difference(totals, self._before)
         seconds = did.sampled_s
         lanes = tuple(self._lane_report(it, seconds) for it in sample.lanes)
-        rtts = sorted(self._rtts or [it.rtt_s for it in sample.lanes if it.rtt_s])
+        rtts = self._rtts.ordered() or sorted(it.rtt_s for it in sample.lanes if it.rtt_s)
         rtt_p50_s = _rank(rtts, 0.5)
         capacity_bps, is_lower_bound = self._capacity.estimate(now)
         path_bps = max(capacity_bps, self._capacity.path_bps) if is_lower_bound else capacity_bps
@@ -241,7 +243,7 @@ class ReportBuilder:
         )
 
     def _begin(self, totals: Totals) -> None:
-        self._before, self._rtts = totals, []
+        self._before, self._rtts = totals, RoundTrips()
         for lane in self._lanes.values():
             lane.before = lane.sums
 

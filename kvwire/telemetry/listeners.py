@@ -154,7 +154,9 @@ class Listeners:
         self._delivered += 1
         try:
             listener.callback(report)
-        except Exception as error:  # whatever it is, it is the listener's own
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # whatever it is, CancelledError too, it is the listener's own
             self._faults += 1
             listener.faults_in_a_row += 1
             if listener.faults_in_a_row == MOST_FAULTS:

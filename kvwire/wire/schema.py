@@ -247,7 +247,7 @@ class Answer(Message):
 
 @dataclass(frozen=True, slots=True)
 class Lanes(Message):
-    """The dialler asks for tickets for further lanes."""
+    """The dialler asks for tickets for further lanes; the acceptor says how many what it sends is worth in all."""
 
     TYPE: ClassVar[str] = "lanes"
     CHECKS: ClassVar[dict[str, Check]] = {"count": integer(1, 64)}

@@ -30,7 +30,7 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 # What a link may take beyond what it had when its lanes were up and one transfer had gone through. In bytes; the names
 # are those of kvwire/_ext/core.pxd and kvwire/wire/session.py.
 MAX_CELL, CLAIM_BYTES_MAX, CONTROL_BYTES, HEADER_BYTES = 256 * 1024, 256 * 1024, 4096, 48
-LOG_RUNS, ENTRY_BYTES, RUN_BYTES, MAX_QUEUED_FACTOR = 4096, 56, 48, 4
+LOG_RUNS, ENTRY_BYTES, RUN_BYTES, MAX_QUEUED_FACTOR = 4096, 80, 72, 4
 LANE_BYTES = (
     CONFIG.stream_bytes
     + (CLAIM_BYTES_MAX + MAX_CELL)  # stage

@@ -9,7 +9,7 @@ import pytest
 
 import kvwire
 from kvwire import Config, ConfigError, DeadlineExceeded, Decision, DType, EgressReport, GroupSpec, SpecError
-from kvwire.congestion import Uncapped
+from kvwire.congestion import PathSample, Stragglers, Uncapped
 from tests.net import kit
 from tests.net.kit import Caches, Pair
 
@@ -145,6 +145,21 @@ class TestControllers:
             await kit.eventually(lambda: reports and reports[-1].totals.controller_faults >= 3, "the faults to be told")
             await kit.eventually(lambda: reports[-1].controller == "none", "another one to take its place")
 
+    async def test_a_number_of_lanes_that_the_application_has_fixed_stays(self) -> None:
+        """At whichever side."""
+
+        class Many(Uncapped):
+            def decide(self, now: float) -> Decision:
+                return Decision(lanes=5, next_tick_s=0.02)
+
+        fixed = Config(lanes=2, controller=Many)
+        async with kit.joined(client=fixed, server=fixed) as pair:
+            await (await begin(pair, 8)).end()
+            await kit.move(pair.back, pair.client, "back")
+            assert pair.link.lanes == pair.back.lanes == 2
+            reports = [await anext(link.telemetry(0.1)) for link in (pair.link, pair.back)]
+            assert [report.lanes_wanted for report in reports] == [2, 2]
+
     async def test_one_that_raises_stops_nothing(self) -> None:
         class Raising(Uncapped):
             def on_sample(self, now: float, sample: object) -> None:
@@ -169,6 +184,8 @@ class TestReports:
             following = pair.link.telemetry(0.1)
             moving = await begin(pair, 16)
             await moving.end()
+            # The receipt may be faster than the last acknowledgements.
+            await kit.eventually(lambda: not any(it["unacked_bytes"] for it in pair.link.lane_stats()), "them")
             landed = moving.landed()
             latest: EgressReport | None = None
             async for report in following:
@@ -196,6 +213,15 @@ class TestReports:
             await kit.eventually(lambda: links, "a report")
             assert set(links) == {pair.link._session.link_id.hex()}
 
+    async def test_a_node_hears_a_link_that_only_receives(self) -> None:
+        async with await kit.serve(config=Config(lanes=2)) as server, await kit.start(Config(lanes=2)) as client:
+            heard: list[EgressReport] = []
+            server.on_report(heard.append)
+            link = await client.connect("127.0.0.1", server.port)
+            await kit.eventually(lambda: heard, "a report")
+            assert heard[0].totals.landed_bytes == 0
+            assert link.lanes == 2, "and nobody has asked for other lanes"
+
     async def test_a_listener_that_raises_hurts_nobody(self) -> None:
         async with paced() as pair:
             heard: list[EgressReport] = []
@@ -204,6 +230,34 @@ class TestReports:
             await kit.eventually(lambda: heard and heard[-1].listeners.removed, "the first one to be dropped")
             assert heard[-1].listeners.faults == 10
             await kit.move(pair.link, pair.server, "r")
+
+    async def test_a_listener_whose_future_is_cancelled_does_not_end_the_reports(self) -> None:
+        async with paced() as pair:
+            heard: list[EgressReport] = []
+            gone = asyncio.get_running_loop().create_future()
+            gone.cancel()
+            pair.link.on_report(lambda report: gone.result(), 0.1)
+            pair.link.on_report(heard.append, 0.1)
+            await kit.eventually(lambda: heard and heard[-1].listeners.faults >= 2, "reports to go on")
+
+    async def test_a_bug_does_not_end_them(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async with paced() as pair:
+            heard: list[EgressReport] = []
+            pair.link.on_report(heard.append, 0.1)
+            await kit.eventually(lambda: heard, "a report")
+            failures = 3
+
+            def broken(self: Stragglers, now: float, sample: PathSample) -> tuple[int, ...]:
+                nonlocal failures
+                failures -= 1
+                if failures >= 0:
+                    raise RuntimeError("a bug")
+                return ()
+
+            monkeypatch.setattr(Stragglers, "straggling", broken)
+            await kit.eventually(lambda: failures < 0, "the link to be looked at again")
+            so_far = len(heard)
+            await kit.eventually(lambda: len(heard) > so_far, "reports to go on")
 
     async def test_an_interval_that_is_none(self) -> None:
         async with paced() as pair:
@@ -254,9 +308,72 @@ class TestOrder:
                 await pair.link.offer(offer, Caches(offer, filled=True).at(), **more)  # type: ignore[arg-type]
 
 
-async def test_a_lane_that_nobody_delivers_is_hedged_and_replaced() -> None:
-    """The kernel at the other end of the wire acknowledges; the peer hears nothing of it."""
-    async with kit.through_proxy() as (pair, proxy):
+class TestSharedLanes:
+    """All links to one host have 64 lanes between them."""
+
+    @pytest.mark.parametrize("links", [5, 8])
+    async def test_every_link_gets_its_share(self, links: int) -> None:
+        config = Config(plain=True, lanes=16)
+        async with await kit.serve(config=Config(plain=True)) as server, await kit.start(config) as client:
+            there = [await client.connect("127.0.0.1", server.port) for _ in range(links)]
+            for link in there:
+                link.on_report(lambda report: None, 0.1)
+
+            def shared() -> bool:
+                lanes = [link.lanes for link in there]
+                return min(lanes) >= 64 // links and sum(lanes) <= 64
+
+            await kit.eventually(shared, lambda: [link.lanes for link in there])
+
+    async def test_what_others_do_not_want_is_free(self) -> None:
+        big, small = Config(plain=True, lanes=60), Config(plain=True, lanes=4)
+        async with await kit.serve(config=Config(plain=True)) as server, await kit.start(big) as client:
+            link = await client.connect("127.0.0.1", server.port)
+            assert link.lanes == 60
+            async with await kit.start(small) as other:
+                assert (await other.connect("127.0.0.1", server.port)).lanes == 4
+
+
+async def test_a_straggler_stays_condemned_until_it_is_replaced() -> None:
+    """The verdict comes once, and the fresh lane, which has sent nothing yet, takes more than a tick."""
+    async with kit.joined(client=Config(lanes=4, controller=_Hurried)) as pair:
+        pair.link.on_report(lambda report: None, 0.1)
+        await kit.eventually(lambda: pair.link._egress.lanes_wanted == 4, "the first tick")
+        before = {(stats["lane"], stats["incarnation"]) for stats in pair.link.lane_stats()}
+        pair.link._egress._slow.add(2)
+
+        def replaced() -> bool:
+            now = {(stats["lane"], stats["incarnation"]) for stats in pair.link.lane_stats()}
+            return len(now) == 4 and before - now == {(2, 1)}
+
+        await kit.eventually(replaced, pair.link.lane_stats)
+        await kit.still_works(pair)
+
+
+async def test_a_lane_that_is_no_longer_needed_is_lost_by_nobody() -> None:
+    async with kit.joined() as pair:
+        pair.link.engine_link.drain_lane(0)
+        for link in (pair.link, pair.back):
+            there = link
+
+            def drained(link: kvwire.Link = there) -> bool:
+                return (0, 1) not in {(it["lane"], it["incarnation"]) for it in link.lane_stats()}
+
+            await kit.eventually(drained, link.lane_stats)
+        assert pair.link._egress._lost == pair.back._egress._lost == 0
+        await kit.still_works(pair)
+
+
+class _Hurried(Uncapped):
+    def decide(self, now: float) -> Decision:
+        return Decision(next_tick_s=0.005)
+
+
+@pytest.mark.parametrize("lanes", [2, 64])
+async def test_a_lane_that_nobody_delivers_is_hedged_and_replaced(lanes: int) -> None:
+    """The kernel at the other end of the wire acknowledges; the peer hears nothing of it. With 64 lanes there is no
+    room for another one beside it."""
+    async with kit.through_proxy(Config(lanes=lanes)) as (pair, proxy):
         reports: list[EgressReport] = []
         pair.link.on_report(reports.append, 0.1)
         pair.link.set_budget(BPS, expires_in_s=60)
@@ -268,4 +385,4 @@ async def test_a_lane_that_nobody_delivers_is_hedged_and_replaced() -> None:
         assert not pair.link.closed
         await kit.eventually(lambda: reports[-1].totals.lanes_lost, "the lane to be counted as lost")
         assert 0 < reports[-1].totals.hedged_bytes <= 4 * MIB + reports[-1].totals.sent_bytes // 100
-        await kit.eventually(lambda: pair.link.lanes == 2, "a fresh one in its place")
+        await kit.eventually(lambda: pair.link.lanes == lanes, "a fresh one in its place")

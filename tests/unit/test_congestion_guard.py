@@ -1,5 +1,6 @@
 """A budget's lease, and the guard around a controller that raises or decides nonsense."""
 
+import asyncio
 import math
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +24,7 @@ class Scripted(Controller):
     def decide(self, now: float) -> Any:
         self.asked += 1
         step = self.script.pop(0)
-        if isinstance(step, Exception):
+        if isinstance(step, BaseException):
             raise step
         return step
 
@@ -106,12 +107,35 @@ def test_a_budget_that_is_one_is_taken() -> None:
     assert check_budget(1e9, 1e9, 0.5) == Budget(max_bps=1e9, min_bps=1e9, lease_s=0.5)
 
 
+def test_a_floor_that_is_not_given_is_below_the_rate() -> None:
+    assert check_budget(1e9, None, 60) == Budget(max_bps=1e9, min_bps=1e6, lease_s=60.0)
+    assert check_budget(5e5, None, 60) == Budget(max_bps=5e5, min_bps=5e5, lease_s=60.0)
+
+
+@pytest.mark.parametrize("huge", [10**400, -(10**400)], ids=["positive", "negative"])
+def test_an_integer_beyond_any_float_is_out_of_range(huge: int) -> None:
+    with pytest.raises(ConfigError, match="max_bps is"):
+        check_budget(huge, None, 60)
+    with pytest.raises(ConfigError, match="expires_in_s is"):
+        check_budget(1e9, None, huge)
+    with pytest.raises(ConfigError, match="pace_bps is"):
+        Fixed(pace_bps=huge)
+
+
 # --- guard ----------------------------------------------------------------------------------------------------
+
+
+def tick(controller: Controller, now: float = 0.0) -> Decision:
+    """As a link does: a sample, then a decision."""
+    controller.on_sample(now, NOTHING)
+    return controller.decide(now)
+
 
 BAD: list[Any] = [
     None,
     1e9,
     ValueError("mine"),
+    asyncio.CancelledError(),
     Decision(pace_bps=math.nan),
     Decision(pace_bps=math.inf),
     Decision(pace_bps=-1e6),
@@ -137,7 +161,7 @@ BAD: list[Any] = [
 @pytest.mark.parametrize("bad", BAD, ids=repr)
 def test_the_last_good_decision_holds_and_the_fault_is_told(bad: object) -> None:
     guard = Guarded(Scripted(GOOD, bad, Decision(pace_bps=2e8)))
-    assert [guard.decide(now).pace_bps for now in (0.0, 0.1, 0.2)] == [1e8, 1e8, 2e8]
+    assert [tick(guard, now).pace_bps for now in (0.0, 0.1, 0.2)] == [1e8, 1e8, 2e8]
     assert guard.faults == 1
     assert isinstance(guard.fault, ControllerFault)
     assert "controller Scripted" in str(guard.fault)
@@ -158,7 +182,7 @@ def test_what_is_extreme_and_possible_is_no_fault() -> None:
 def test_three_faults_in_a_row_replace_it_by_none() -> None:
     inner = Scripted(GOOD, *[ZeroDivisionError()] * 3, GOOD)
     guard = Guarded(inner)
-    assert [guard.decide(0.0).pace_bps for _ in range(5)] == [1e8, 1e8, 1e8, None, None]
+    assert [tick(guard).pace_bps for _ in range(5)] == [1e8, 1e8, 1e8, None, None]
     assert guard.replaced
     assert guard.faults == 3
     assert inner.asked == 4
@@ -167,9 +191,40 @@ def test_three_faults_in_a_row_replace_it_by_none() -> None:
 def test_faults_that_are_not_in_a_row_do_not() -> None:
     guard = Guarded(Scripted(*[GOOD, ValueError(), ValueError()] * 4))
     for _ in range(12):
-        guard.decide(0.0)
+        tick(guard)
     assert guard.faults == 8
     assert not guard.replaced
+
+
+def test_a_budget_between_two_ticks_is_no_tick() -> None:
+    """Neither does a scheduler that sets one all the time keep a broken controller in place."""
+
+    class Deaf(Uncapped):
+        def on_sample(self, now: float, sample: PathSample) -> None:
+            raise KeyError("mine")
+
+    guard = Guarded(Deaf())
+    for _ in range(3):
+        assert not guard.replaced
+        tick(guard)
+        guard.on_budget(0.0, budget())
+        guard.decide(0.0)
+    assert guard.replaced
+    guard = Guarded(Scripted(ValueError(), *[GOOD] * 9))
+    for _ in range(3):  # one fault, however often it is asked before the next tick
+        guard.on_budget(0.0, budget())
+        guard.decide(0.0)
+    tick(guard)
+    assert tick(guard) == GOOD
+    assert not guard.replaced
+
+
+@pytest.mark.parametrize("ends", [KeyboardInterrupt, SystemExit])
+def test_what_ends_the_program_is_nobody_s_fault(ends: type[BaseException]) -> None:
+    guard = Guarded(Scripted(ends()))
+    with pytest.raises(ends):
+        guard.decide(0.0)
+    assert guard.faults == 0
 
 
 CALLS: dict[str, Callable[[Controller], None]] = {
@@ -182,31 +237,36 @@ CALLS: dict[str, Callable[[Controller], None]] = {
 
 @pytest.mark.parametrize("method", CALLS)
 def test_a_method_that_raises_counts_once_a_tick(method: str) -> None:
+    works = True
+
     def wrong(self: Controller, *_: object) -> None:
-        raise KeyError("mine")
+        if not works:
+            raise KeyError("mine")
 
     controller = type("Wrong", (Fixed,), {method: wrong})(pace_bps=1e9)
     guard = Guarded(controller)
-    assert guard.decide(0.0).pace_bps == 1e9
+    assert tick(guard).pace_bps == 1e9
+    works = False
     for _ in range(2):
         for _ in range(5):
             CALLS[method](guard)
-        assert guard.decide(0.0).pace_bps == 1e9
+        assert tick(guard).pace_bps == 1e9
     assert not guard.replaced
     CALLS[method](guard)
-    assert guard.decide(0.0) == Decision()
+    assert tick(guard) == Decision()
     assert guard.replaced
-    assert guard.faults == 11
+    faults = 14 if method == "on_sample" else 11  # a tick brings a sample of its own
+    assert guard.faults == faults
     assert isinstance(guard.fault, ControllerFault)
     assert isinstance(guard.fault.__cause__, KeyError)
     CALLS[method](guard)
-    assert guard.faults == 11
+    assert guard.faults == faults
 
 
 def test_a_budget_outlives_the_controller_that_was_replaced() -> None:
     controller = Budgeted(Guarded(Scripted(*[ValueError()] * 3)))
     controller.on_budget(0.0, budget())
-    assert [controller.decide(0.0).pace_bps for _ in range(5)] == [3e8] * 5
+    assert [tick(controller).pace_bps for _ in range(5)] == [3e8] * 5
 
 
 def test_what_it_is_told_reaches_the_controller() -> None:

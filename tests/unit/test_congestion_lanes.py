@@ -1,12 +1,13 @@
 """How many lanes a link wants, on modelled paths; and which lanes hold it up."""
 
+import math
 import random
 from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 
-from kvwire.congestion import LanePlanner, LaneSample, PathSample, Stragglers, stalled
+from kvwire.congestion import LanePlanner, LaneSample, PathSample, Stragglers, lost, stalled
 from kvwire.errors import ConfigError
 from tests.unit.path_samples import lane_sample, path_sample
 
@@ -27,6 +28,8 @@ class Path:
         """What a full link adds to the RTT."""
         self.most = 64
         """Lanes that the peer lets up."""
+        self.worth: Callable[[int], float] = lambda lanes: 1.0
+        """Share of the link that so many lanes use where they fill it."""
         self.idle = self.paced = 0.0
         """Shares of the time."""
         self._changes: list[tuple[float, int]] = []
@@ -35,6 +38,7 @@ class Path:
         rate = min(self.lanes * self.per_lane, self.link)
         full = rate == self.link
         rtt_s = self.rtt_s + (self.queue_s if full else 0.0)
+        rate *= self.worth(self.lanes) if full else 1.0
         each = int(rate * TICK_S / 8 * self.noise.uniform(0.99, 1.01) * (1 - self.idle)) // self.lanes
         lanes = (lane_sample(0, delivered_bytes=each, rtt_s=rtt_s, min_rtt_s=self.rtt_s),) * self.lanes
         return path_sample(TICK_S, lanes, idle_s=self.idle * TICK_S, paced_s=self.paced * TICK_S)
@@ -138,6 +142,17 @@ def test_it_shrinks_where_a_queue_stands_and_fewer_do_as_well() -> None:
     assert 10 <= path.lanes <= 15
 
 
+def test_steps_down_together_cost_no_more_than_one_may() -> None:
+    """Each of them costs 2 % here, which alone would be kept."""
+    path = Path(LanePlanner(None), per_lane=2e7, link=1e9, rtt_s=0.01)
+    path.run(120)
+    before = path.lanes
+    path.link, path.queue_s = 2e8, 0.02
+    path.worth = lambda lanes: 0.98 ** math.log(before / lanes, 1.5)
+    path.run(900)
+    assert path.lanes == int(before / 1.5)
+
+
 def test_it_goes_back_to_the_start_after_half_a_minute_of_silence() -> None:
     path = Path(LanePlanner(None), per_lane=2e7, link=1e9)
     path.run(120)
@@ -176,10 +191,28 @@ def test_a_lane_that_repairs_losses_is_not() -> None:
 
 
 def test_what_a_kernel_has_and_nobody_gets() -> None:
-    """It is a lane's fault if others are well, and else the peer's, which is slow."""
+    """A hedge costs little and shows whose fault it is: only where others land is it the lane's."""
     swallowed = lane_sample(0, rtt_s=0.04, stalled_s=0.6)
-    assert stalled(path_sample(0.1, (swallowed, lane_sample(1, rtt_s=0.04)))) == (0,)
-    assert stalled(path_sample(0.1, (swallowed, lane_sample(1, rtt_s=0.04, stalled_s=0.45)))) == ()
+    idle, waiting = lane_sample(1, rtt_s=0.04), lane_sample(1, rtt_s=0.04, stalled_s=0.45)
+    landing = lane_sample(1, rtt_s=0.04, landed_bytes=MB)
+    assert stalled(path_sample(0.1, (swallowed, idle))) == stalled(path_sample(0.1, (swallowed, landing))) == (0,)
+    assert stalled(path_sample(0.1, (swallowed, waiting))) == ()
+    assert lost(path_sample(0.1, (swallowed, idle))) == lost(path_sample(0.1, (swallowed, waiting))) == ()
+    assert lost(path_sample(0.1, (swallowed, landing))) == (0,)
+
+
+def test_without_tcp_info_nothing_is_known_of_a_lane() -> None:
+    repairing = lane_sample(0, stalled_s=0.9)
+    assert stalled(path_sample(0.1, (repairing, lane_sample(1, landed_bytes=MB)))) == ()
+
+
+def test_a_link_that_rests_goes_back_to_where_it_began() -> None:
+    planner = LanePlanner(None)
+    assert planner.start(0.04) == 16
+    planner.wanted(100.0, path_sample(0.1, (lane_sample(0),)))
+    planner._lanes = 24
+    assert planner.rest(129.0) == 24
+    assert planner.rest(130.1) == 16
 
 
 def eight(slow_bytes: int, **changed: int) -> tuple[LaneSample, ...]:

@@ -59,6 +59,31 @@ def test_one_that_raises_harms_nobody_and_is_dropped_in_the_end(caplog: pytest.L
     assert len(heard) == 12
 
 
+def test_a_cancellation_is_the_listener_s_own() -> None:
+    """As of a future that it asked for its result."""
+    listeners, heard = Listeners(), list[EgressReport]()
+
+    def cancelled(_: EgressReport) -> None:
+        raise asyncio.CancelledError
+
+    listeners.add(cancelled)
+    listeners.add(heard.append)
+    listeners.deliver(report())
+    assert (listeners.counts.faults, len(heard)) == (1, 1)
+
+
+@pytest.mark.parametrize("ends", [KeyboardInterrupt, SystemExit])
+def test_what_ends_the_program_does(ends: type[BaseException]) -> None:
+    listeners = Listeners()
+
+    def end(_: EgressReport) -> None:
+        raise ends
+
+    listeners.add(end)
+    with pytest.raises(ends):
+        listeners.deliver(report())
+
+
 def test_one_that_fails_now_and_then_stays(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     listeners, calls = Listeners(clock), list[int]()

@@ -1,6 +1,7 @@
 """What a report says of samples whose truth is known."""
 
 import json
+import tracemalloc
 from dataclasses import fields, replace
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from kvwire.congestion import Budget, Decision
 from kvwire.telemetry import EgressReport, LaneReport, ListenerCounts, ReportBuilder, Totals
+from kvwire.telemetry.round_trips import RoundTrips
 from tests.unit.telemetry_kit import HEADERS, MSS, at_rate, busy_lane, lane, made, path, report, state
 
 GIB = 1 << 30
@@ -98,6 +100,24 @@ def test_percentiles_are_of_lanes_that_were_sending() -> None:
     found = made(builder, 100)
     assert (found.rtt_p50_s, found.rtt_p99_s, found.rtt_min_s) == (0.050, 0.099, 0.0005)
     assert found.queue_delay_s == pytest.approx(0.0495)
+
+
+def test_round_trips_of_a_long_interval_take_bounded_memory() -> None:
+    """Of an hour at ten samples a second, and the percentiles are still the hour's."""
+    trips = RoundTrips()
+    tracemalloc.start()
+    for tick in range(36_000):
+        trips.add(tuple(tick * 1e-6 + lane * 1e-9 for lane in range(64)))
+    kept_bytes = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert kept_bytes < 3e6
+    found = trips.ordered()
+    assert found == sorted(found)
+    assert len(found) >= 64 * 256
+    assert found[len(found) // 2] == pytest.approx(0.018, rel=0.01)
+    assert found[int(0.99 * len(found))] == pytest.approx(0.03564, rel=0.01)
+    assert found[0] == pytest.approx(0, abs=3e-4)
+    assert found[-1] == pytest.approx(0.036, rel=0.01)
 
 
 def test_round_trips_of_an_idle_link_are_the_latest() -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter, sub
 from typing import TYPE_CHECKING
 
 from kvwire.congestion import LaneSample, PathSample, TcpInfo, parse
 
 if TYPE_CHECKING:
     from kvwire._ext.lanes import LaneStats, LinkStats
+
+U32 = 0xFFFFFFFF
+NO_INFO = TcpInfo()
 
 
 class Sampler:
@@ -38,7 +42,7 @@ class Sampler:
             return None
 
         def total(name: str) -> int:
-            return sum(getattr(sample, name) for sample in samples)
+            return sum(map(attrgetter(name), samples))
 
         weights = [1 + sample.inflight_bytes for sample in samples]
         measured = [sample.min_rtt_s for sample in samples if sample.min_rtt_s]
@@ -70,39 +74,37 @@ class Sampler:
 def _lane(
     stats: LaneStats, info: TcpInfo, was: tuple[LaneStats, TcpInfo] | None, now_ns: int, congestion: str
 ) -> LaneSample:
-    before, info_before = was or (None, TcpInfo())
+    before, info_before = was or (None, NO_INFO)
+    did = TcpInfo._make(map(sub, info, info_before))
     stalled_s = stats["stalled_ns"] / 1e9
+    # By position, in the order of LaneSample: names would take as long as all the rest.
     return LaneSample(
-        lane=stats["lane"],
-        incarnation=stats["incarnation"],
-        congestion=congestion,
-        age_s=(now_ns - stats["added_ns"]) / 1e9,
-        sent_bytes=stats["sent_bytes"] - (before["sent_bytes"] if before else 0),
-        landed_bytes=stats["acked_bytes"] - (before["acked_bytes"] if before else 0),
-        delivered_bytes=info.bytes_acked - info_before.bytes_acked,
-        retransmitted_bytes=info.bytes_retrans - info_before.bytes_retrans,
-        wire_bytes=info.bytes_sent - info_before.bytes_sent,
-        segments=_u32(info.data_segs_out - info_before.data_segs_out),
-        retransmitted_segments=_u32(info.total_retrans - info_before.total_retrans),
-        spurious_segments=_u32(info.dsack_dups - info_before.dsack_dups),
-        delivered_segments=_u32(info.delivered - info_before.delivered),
-        marked_segments=_u32(info.delivered_ce - info_before.delivered_ce),
-        timeouts=info.total_rto - info_before.total_rto,
-        rtt_s=info.rtt_us / 1e6,
+        stats["lane"],
+        stats["incarnation"],
+        congestion,
+        (now_ns - stats["added_ns"]) / 1e9,  # age_s
+        stats["sent_bytes"] - (before["sent_bytes"] if before else 0),
+        stats["acked_bytes"] - (before["acked_bytes"] if before else 0),  # landed_bytes
+        did.bytes_acked,
+        did.bytes_retrans,
+        did.bytes_sent,
+        # The kernel counts segments in 32 bits: at 10 Gbit/s on one lane they begin anew after 1.4 hours.
+        did.data_segs_out & U32,
+        did.total_retrans & U32,
+        did.dsack_dups & U32,
+        did.delivered & U32,
+        did.delivered_ce & U32,
+        did.total_rto,
+        info.rtt_us / 1e6,
         # The kernel says ~0 of a connection that has measured none.
-        min_rtt_s=info.min_rtt_us / 1e6 if info.min_rtt_us < 1 << 31 else 0.0,
-        inflight_bytes=info.unacked * info.snd_mss,
-        unsent_bytes=info.notsent_bytes,
-        unacked_bytes=stats["unacked_bytes"],
-        stalled_s=stalled_s,
+        info.min_rtt_us / 1e6 if info.min_rtt_us < 1 << 31 else 0.0,
+        info.unacked * info.snd_mss,  # inflight_bytes
+        info.notsent_bytes,
+        stats["unacked_bytes"],
+        stalled_s,
         # An idle connection has not heard anything either: what counts is since it waits for something.
-        silent_s=min(stalled_s, info.last_ack_recv_ms / 1e3) if info.unacked else 0.0,
-        busy_s=(info.busy_us - info_before.busy_us) / 1e6,
-        receiver_limited_s=(info.rwnd_limited_us - info_before.rwnd_limited_us) / 1e6,
-        buffer_limited_s=(info.sndbuf_limited_us - info_before.sndbuf_limited_us) / 1e6,
+        min(stalled_s, info.last_ack_recv_ms / 1e3) if info.unacked else 0.0,  # silent_s
+        did.busy_us / 1e6,
+        did.rwnd_limited_us / 1e6,
+        did.sndbuf_limited_us / 1e6,
     )
-
-
-def _u32(difference: int) -> int:
-    """The kernel counts segments in 32 bits: at 10 Gbit/s on one lane they begin anew after 1.4 hours."""
-    return difference & 0xFFFFFFFF

@@ -125,7 +125,7 @@ class Delay(Controller):
             self._rtts.pop()
         self._rtts.append((now, rtt))
         self.queue_s = rtt - self._rtts[0][1]
-        self._loop_s = rtt + self._tick_s
+        self._loop_s = rtt + max(self._tick_s, sample.interval_s)  # of many lanes there are fewer samples
         self._recent.append((now, 8.0 * sample.delivered_bytes, sample.interval_s))
         while len(self._recent) > 1 and self._recent[0][0] < now - self._base_loop_s:
             self._recent.popleft()

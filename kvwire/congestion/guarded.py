@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from kvwire.congestion.bounds import (
+    LANE_TICK_S,
     MAX_RATE_BPS,
     MAX_TICK_S,
     MIN_INFLIGHT_BYTES,
@@ -27,12 +29,13 @@ class Guarded:
 
     Where `inner` raises, or decides what cannot be, its last good decision holds and the fault is counted. Three ticks
     in a row, and `none` takes its place for good, so that KV still moves. A budget must outlive that:
-    `Budgeted(Guarded(controller))`.
+    `Budgeted(Guarded(controller))`. A link of many lanes is not looked at as often as `inner` may want.
     """
 
     def __init__(self, inner: Controller) -> None:
         self._inner = inner
         self._good = Decision()
+        self._least_tick_s = 0.0
         self._in_a_row = 0
         self._faulted = self._sampled = False  # since the last tick
         self.faults = 0
@@ -44,6 +47,7 @@ class Guarded:
 
     def on_sample(self, now: float, sample: PathSample) -> None:
         self._sampled = True
+        self._least_tick_s = LANE_TICK_S * len(sample.lanes)
         self._tell(lambda: self._inner.on_sample(now, sample))
 
     def on_landed(self, now: float, nbytes: int, queue_s: float, net_s: float) -> None:
@@ -65,13 +69,14 @@ class Guarded:
                 raise
             except BaseException as error:
                 self._note(error)
-        if not self._sampled:  # a budget came between two ticks
-            return self._good
-        self._in_a_row = self._in_a_row + 1 if self._faulted else 0
-        self._faulted = self._sampled = False
+        if self._sampled:  # and not a budget that came between two ticks
+            self._in_a_row = self._in_a_row + 1 if self._faulted else 0
+            self._faulted = self._sampled = False
         if self._in_a_row == MOST_FAULTS:
             self._inner, self._good = Uncapped(), Decision()
             self.replaced = True
+        if self._good.next_tick_s < self._least_tick_s:
+            return replace(self._good, next_tick_s=self._least_tick_s)
         return self._good
 
     def _tell(self, call: Callable[[], None]) -> None:

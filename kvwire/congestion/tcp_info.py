@@ -45,4 +45,4 @@ def parse(raw: bytes) -> TcpInfo:
     """TcpInfo of what getsockopt(TCP_INFO) returned; all 0 of b"" (a host without it)."""
     if len(raw) < _FIELDS.size:
         raw = raw.ljust(_FIELDS.size, b"\0")
-    return TcpInfo(*_FIELDS.unpack_from(raw))
+    return TcpInfo._make(_FIELDS.unpack_from(raw))

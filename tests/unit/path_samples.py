@@ -7,7 +7,7 @@ from typing import Any
 
 from kvwire.congestion import LaneSample, PathSample
 
-LANE_FIELDS, PATH_FIELDS = ([f.name for f in fields(kind)] for kind in (LaneSample, PathSample))
+LANE_FIELDS, PATH_FIELDS = LaneSample._fields, [f.name for f in fields(PathSample)]
 SUMS = sorted(set(LANE_FIELDS) & set(PATH_FIELDS))
 
 

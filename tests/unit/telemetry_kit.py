@@ -16,7 +16,7 @@ OF_QUEUE = {"hedged_bytes", "resent_bytes"}
 
 
 def lane(number: int = 0, **more: Any) -> LaneSample:
-    values: dict[str, Any] = {it.name: 0 for it in fields(LaneSample)}
+    values: dict[str, Any] = dict.fromkeys(LaneSample._fields, 0)
     return LaneSample(**values | {"lane": number, "incarnation": 1, "congestion": "cubic", "age_s": 1.0} | more)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from kvwire.congestion import Budget, Budgeted, Controller, Decision, Fixed, Guarded, PathSample, Uncapped, check_budget
 from kvwire.errors import ConfigError, ControllerFault
-from tests.unit.path_samples import path_sample
+from tests.unit.path_samples import lane_sample, path_sample
 
 NOTHING = path_sample(0.1)
 
@@ -177,6 +177,13 @@ def test_what_is_extreme_and_possible_is_no_fault() -> None:
         guard = Guarded(Scripted(decision))
         assert guard.decide(0.0) is decision
         assert guard.fault is None
+
+
+def test_many_lanes_are_looked_at_less_often() -> None:
+    for lanes, wanted_s, comes_s in ((64, 0.02, 0.128), (64, 0.5, 0.5), (4, 0.02, 0.02), (4, 0.005, 0.008)):
+        guard = Guarded(Scripted(Decision(pace_bps=1e8, next_tick_s=wanted_s)))
+        guard.on_sample(0.0, path_sample(0.1, tuple(lane_sample(number) for number in range(lanes))))
+        assert guard.decide(0.0) == Decision(pace_bps=1e8, next_tick_s=comes_s)
 
 
 def test_three_faults_in_a_row_replace_it_by_none() -> None:

@@ -63,6 +63,55 @@ def test_differences() -> None:
     assert sample.application_limited
 
 
+def test_what_a_lane_says_stands_where_it_belongs() -> None:
+    """Differences of counters, and the state that holds now; all of them different."""
+    sampler = Sampler()
+    counted = {name: 1000 * number for number, name in enumerate(TcpInfo._fields, 1)}
+    before = lane(3, 2, sent_bytes=7, acked_bytes=8, unacked_bytes=9, stalled_ns=0, tcp_info=info(**counted))
+    sampler.take([before], link(SECOND), {})
+    more = {name: value + 10 * number for number, (name, value) in enumerate(counted.items(), 1)}
+    now = lane(
+        3,
+        2,
+        sent_bytes=107,
+        acked_bytes=58,
+        unacked_bytes=5,
+        stalled_ns=30 * SECOND,
+        added_ns=SECOND,
+        tcp_info=info(**more),
+    )
+    sample = sampler.take([now], link(2 * SECOND), {3: "bbr"})
+    assert sample is not None
+    did = {name: more[name] - counted[name] for name in counted}
+    assert sample.lanes[0]._asdict() == {
+        "lane": 3,
+        "incarnation": 2,
+        "congestion": "bbr",
+        "age_s": 1.0,
+        "sent_bytes": 100,
+        "landed_bytes": 50,
+        "delivered_bytes": did["bytes_acked"],
+        "retransmitted_bytes": did["bytes_retrans"],
+        "wire_bytes": did["bytes_sent"],
+        "segments": did["data_segs_out"],
+        "retransmitted_segments": did["total_retrans"],
+        "spurious_segments": did["dsack_dups"],
+        "delivered_segments": did["delivered"],
+        "marked_segments": did["delivered_ce"],
+        "timeouts": did["total_rto"],
+        "rtt_s": more["rtt_us"] / 1e6,
+        "min_rtt_s": more["min_rtt_us"] / 1e6,
+        "inflight_bytes": more["unacked"] * more["snd_mss"],
+        "unsent_bytes": more["notsent_bytes"],
+        "unacked_bytes": 5,
+        "stalled_s": 30.0,
+        "silent_s": more["last_ack_recv_ms"] / 1e3,
+        "busy_s": did["busy_us"] / 1e6,
+        "receiver_limited_s": did["rwnd_limited_us"] / 1e6,
+        "buffer_limited_s": did["sndbuf_limited_us"] / 1e6,
+    }
+
+
 def test_counters_of_32_bits_begin_anew() -> None:
     counters = ("data_segs_out", "total_retrans", "dsack_dups", "delivered", "delivered_ce")
     sampler = Sampler()

@@ -1,6 +1,7 @@
 """Rate, RTT and queue over time under each controller, at a modelled bottleneck, for docs/congestion.md.
 
-python bench/controllers.py [--out docs/plots]. Virtual time and no randomness: it draws the same each time.
+PYTHONPATH=. python bench/controllers.py [--out docs/plots], from the root of the repository, as the model is the tests'
+own. Virtual time and no randomness: it draws the same each time.
 """
 
 from __future__ import annotations

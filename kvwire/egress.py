@@ -183,6 +183,7 @@ class Egress:
             outgoing=(outgoing[0], outgoing[1], outgoing[2]),
             incoming=(incoming[0], incoming[1], incoming[2]),
             memory_bytes=self._engine.memory_bytes,
+            pacing_refused=self._engine.pacing_refused,
         )
 
     def _obey(self, decision: Decision) -> None:

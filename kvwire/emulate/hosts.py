@@ -28,10 +28,14 @@ class Hosts:
     def __init__(self, buffers: Buffers) -> None:
         self._stack = ExitStack()
         self._hosts: dict[Side, Namespace] = {}
-        for side in self.sides:
-            self._hosts[side] = self._host()
-            for name in ("tcp_rmem", "tcp_wmem") if buffers == "big" else ():
-                self._hosts[side].sysctl(f"ipv4/{name}", BIG_BUFFERS)
+        try:
+            for side in self.sides:
+                self._hosts[side] = self._host()
+                for name in ("tcp_rmem", "tcp_wmem") if buffers == "big" else ():
+                    self._hosts[side].sysctl(f"ipv4/{name}", BIG_BUFFERS)
+        except BaseException:
+            self.close()
+            raise
 
     def _host(self) -> Namespace:
         host = Namespace()

@@ -64,6 +64,8 @@ class TunLink:
         self._lock = threading.Lock()
         self._queue_max = [0, 0]
         self._wishes = wishes
+        self._owed = 0
+        """Replies that are yet to come."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         tuns: list[int] = []
         try:
@@ -111,14 +113,17 @@ class TunLink:
 
     def _ask(self, wishes: Wishes) -> tuple[dict[str, Any], dict[str, Any]]:
         self._control.send(emulator.wishes(wishes))
-        reply = self._control.recv(emulator.REPLY_BYTES)
-        if not reply:
-            raise OSError(f"the emulator has ended, with status {self._process.wait()}")
+        self._owed += 1
+        while self._owed:  # before ours there are those that came too late for whoever had asked
+            reply = self._control.recv(emulator.REPLY_BYTES)
+            if not reply:
+                raise OSError(f"the emulator has ended, with status {self._process.wait()}")
+            self._owed -= 1
+            raw = emulator.counts(reply)
+            self._queue_max = [
+                max(pair) for pair in zip(self._queue_max, (way["queue_max_bytes"] for way in raw), strict=True)
+            ]
         self._wishes = wishes
-        raw = emulator.counts(reply)
-        self._queue_max = [
-            max(pair) for pair in zip(self._queue_max, (way["queue_max_bytes"] for way in raw), strict=True)
-        ]
         return raw
 
 

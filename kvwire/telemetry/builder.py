@@ -61,6 +61,7 @@ class LinkState:
     outgoing: PerClass = (0, 0, 0)
     incoming: PerClass = (0, 0, 0)
     memory_bytes: int = 0
+    pacing_refused: bool = False
 
 
 class _Lane:
@@ -157,6 +158,7 @@ class ReportBuilder:
             headroom_bps=max(0.0, capacity_bps - delivered_bps),
             application_limited_share=_share(did.idle_s, seconds),
             pacing_limited_share=_share(did.paced_s, seconds),
+            pacing_refused=state.pacing_refused,
             receiver_limited_share=_share(did.receiver_limited_s, did.lane_s),
             buffer_limited_share=_share(did.buffer_limited_s, did.lane_s),
             queued_bytes=sample.queued_bytes,

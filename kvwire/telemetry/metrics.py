@@ -231,6 +231,10 @@ TABLE: tuple[Metric, ...] = (
     Metric("limited", "gauge", "1", "Share of time held back, by what", ("by",), _limits),
     _counter("idle", "s", "Time with nothing to send", lambda it: it.totals.idle_s),
     _counter("paced", "s", "Time in which the pacer held back", lambda it: it.totals.paced_s),
+    _gauge(
+        "pacing_refused", "", "1: the kernel would not pace a lane; the link's own pacer holds",
+        lambda it: int(it.pacing_refused),
+    ),
 
     Metric(
         "queued", "gauge", "By", "Ready and claimed by no lane", ("class",), _per_class(lambda it: it.queued_bytes)
@@ -242,7 +246,7 @@ TABLE: tuple[Metric, ...] = (
     _gauge("unacked", "By", "Claimed and not acknowledged by the peer's engine", lambda it: it.unacked_bytes),
     _gauge("inflight", "By", "Sent and not acknowledged by the peer's kernel", lambda it: it.inflight_bytes),
     _gauge("unsent", "By", "In buffers of sockets and not yet sent", lambda it: it.unsent_bytes),
-    _gauge("memory", "By", "Buffers that the lanes hold", lambda it: it.memory_bytes),
+    _gauge("memory", "By", "Buffers and logs that the lanes hold", lambda it: it.memory_bytes),
     _gauge("eta_gib", "s", "Until a further GiB of class demand would have landed", lambda it: it.eta_gib_s),
     Metric("transfers", "gauge", "{transfer}", "Under way", ("direction", "class"), _transfers),
 

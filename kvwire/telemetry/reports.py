@@ -194,6 +194,9 @@ class EgressReport:
     """Share, 0 to 1, of the interval with nothing in the send queue. Engine."""
     pacing_limited_share: float
     """Share, 0 to 1, of the interval in which the pacer held back what was queued. Engine."""
+    pacing_refused: bool
+    """Whether this host would not have its kernel pace a lane, since the link was made: the link's own pacer holds, in
+    larger bursts. SO_MAX_PACING_RATE."""
     receiver_limited_share: float
     """Share, 0 to 1, of the lanes' time held back by the receiver's window. tcpi_rwnd_limited."""
     buffer_limited_share: float
@@ -210,7 +213,7 @@ class EgressReport:
     unsent_bytes: int
     """Bytes in the buffers of sockets, not yet sent, now. tcpi_notsent_bytes."""
     memory_bytes: int
-    """Bytes of buffers that the lanes hold, now. Engine."""
+    """Bytes of buffers and logs that the lanes hold, now. Engine."""
 
     lanes_up: int
     """Lanes that are up, now. Engine."""

@@ -47,7 +47,10 @@ def test_who_may_make_no_namespaces_is_told_so(tmp_path: Path) -> None:
     ("arguments", "sentence"),
     [
         (["--cc", "quic"], "--cc quic: this host does not let us use it"),
-        (["--controller", "fastest"], "--controller fastest: expected "),
+        (["--controller", "fastest"], "--controller fastest: there is no controller 'fastest'"),
+        (["--controller", "fixed"], "--controller fixed: controller 'fixed': missing a required argument"),
+        (["--controller", "delay:target=1"], "--controller delay:target=1: controller 'delay': got an unexpected"),
+        (["--controller", "fixed:pace_bps=5e8", "--beside", "quic=2"], "--cc quic: this host does not let us use it"),
         (["--beside", "quic=2"], "--cc quic: this host does not let us use it"),
         (["--vs", "none", "--size", "1K"], "less than one page"),
         (["--vs", "none", "--keep", "/dev/null/x"], "/dev/null/x cannot be made"),

@@ -16,7 +16,7 @@ def link_at(port: int, seen: Callable[[scrape.LinkView], bool]) -> scrape.LinkVi
     """The only one there is, once it has reported that."""
     until = time.monotonic() + PATIENCE_S
     while True:
-        (node,) = scrape.look([scrape.parse_url(f"127.0.0.1:{port}")])
+        (node,) = scrape.look([scrape.Endpoint(f"http://127.0.0.1:{port}/metrics")])
         if node.links and seen(node.links[0]):
             (link,) = node.links
             return link

@@ -69,7 +69,7 @@ async def test_a_scrape_says_what_the_engine_counted() -> None:
             assert sent <= wire * 1.01
             (rtt,) = (value for labels, value in found["kvwire_rtt_seconds"] if labels["stat"] == "p50")
             assert 0 < rtt < 1
-            (top,) = scrape.look([url])
+            (top,) = scrape.look([scrape.Endpoint(url)])
             assert (top.error, [view.link for view in top.links]) == ("", [report.link])
 
 

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -120,7 +120,38 @@ def test_one_that_takes_the_connection_and_says_nothing(
     with socket.create_server(("127.0.0.1", 0)) as sock:
         url = f"http://127.0.0.1:{sock.getsockname()[1]}/metrics"
         assert command.main([url, "--once"]) == 2
-    assert capsys.readouterr().err == f"kvwire-top: {url}: says nothing within 0.2 s\n"
+    assert capsys.readouterr().err == f"kvwire-top: {url}: does not answer within 0.2 s\n"
+
+
+@contextmanager
+def dripping(head: bytes) -> Iterator[str]:
+    """Something that begins like this, and then says a character at a time, for as long as anybody listens."""
+    over = threading.Event()
+
+    def drip(server: socket.socket) -> None:
+        with suppress(OSError), server.accept()[0] as caller:
+            caller.sendall(head)
+            while not over.wait(0.05):
+                caller.sendall(b"#")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=drip, args=(server,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.getsockname()[1]}/metrics"
+        finally:
+            over.set()
+            thread.join()
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n"])
+def test_one_that_drips(head: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(scrape, "TIMEOUT_S", 0.5)
+    with dripping(head) as url, scraped(a_node()) as other:
+        assert command.main([url, other, "--once"]) == 2
+    said = capsys.readouterr()
+    assert said.err == f"kvwire-top: {url}: does not answer within 0.5 s\n"
+    assert "96.5 Mbit/s" in said.out
 
 
 def test_what_a_peer_is_called_does_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,6 +235,14 @@ def test_it_keeps_trying_until_it_is_interrupted(terminal: Callable[..., Termina
     top.expect("nothing listens there")
     top.process.send_signal(signal.SIGINT)
     assert top.ends() == 0
+
+
+def test_one_that_drips_does_not_hold_up_the_end(terminal: Callable[..., Terminal]) -> None:
+    with dripping(b"HTTP/1.1 200 OK\r\n") as url:
+        top = terminal(url)
+        top.expect("does not answer")
+        top.process.send_signal(signal.SIGINT)
+        assert top.ends() == 0
 
 
 def test_without_a_terminal_there_is_no_live_view() -> None:

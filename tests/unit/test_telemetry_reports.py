@@ -234,12 +234,14 @@ def test_what_the_link_says_is_passed_on() -> None:
     budget, decision = Budget(max_bps=5e8, min_bps=1e7, lease_s=60.0), Decision(pace_bps=4e8, peak_bps=8e8)
     said = state(
         budget=budget, lease_left_s=12.5, decision=replace(decision, inflight_cap=9), controller="aimd", tenant="acme",
-        lanes_wanted=8, outgoing=(1, 2, 3), incoming=(4, 5, 6), memory_bytes=77,
+        lanes_wanted=8, outgoing=(1, 2, 3), incoming=(4, 5, 6), memory_bytes=77, pacing_refused=True,
     )  # fmt: skip
     found = ReportBuilder().report(0.0, said, ListenerCounts(faults=3))
     assert (found.budget_max_bps, found.budget_min_bps, found.lease_left_s) == (5e8, 1e7, 12.5)
     assert (found.pace_bps, found.peak_bps, found.inflight_cap, found.controller) == (4e8, 8e8, 9, "aimd")
     assert (found.lanes_wanted, found.outgoing, found.incoming, found.memory_bytes) == (8, (1, 2, 3), (4, 5, 6), 77)
+    assert found.pacing_refused
+    assert not made(ReportBuilder(), 0.0).pacing_refused
     assert (found.link, found.peer, found.tenant, found.listeners.faults) == ("a", said.peer, "acme", 3)
     without = made(ReportBuilder(), 0.0)
     assert (without.budget_max_bps, without.budget_min_bps, without.lease_left_s) == (None, None, None)

@@ -9,7 +9,7 @@ from pathlib import Path as File
 
 import pytest
 
-from kvwire.emulate import Path, Shaped, Wan, userns, why_not_shaped
+from kvwire.emulate import Path, Shaped, Wan, hosts, userns, why_not_shaped
 from kvwire.emulate.namespaces import may_make_namespaces
 from kvwire.emulate.tun import TunLink
 from tests.wan.kit import PATIENCE_S, datagrams, fast, needs_wan, only_tun, stream
@@ -88,6 +88,14 @@ def test_no_descriptor_and_no_process_is_left() -> None:
         assert not File(f"/proc/{link.pid}").exists()
 
 
+def test_no_descriptor_is_left_of_hosts_that_could_not_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sorted(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(hosts, "BIG_BUFFERS", "more")
+    with pytest.raises(OSError, match="Invalid argument"):
+        Wan(fast(), buffers="big")
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
 @only_tun
 def test_the_emulator_ends_with_a_killed_parent_and_the_next_run_is_none_the_wiser() -> None:
     with subprocess.Popen([sys.executable, "-c", MAKES_ONE], stdout=subprocess.PIPE, text=True) as parent:
@@ -111,6 +119,21 @@ def test_a_dead_emulator_is_an_error() -> None:
 
 
 @only_tun
+def test_a_late_answer_is_not_taken_for_the_next_one() -> None:
+    with Wan(fast()) as wan:
+        link = wan._link
+        assert isinstance(link, TunLink)
+        os.kill(link.pid, signal.SIGSTOP)
+        link._control.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            wan.counters()
+        os.kill(link.pid, signal.SIGCONT)
+        link._control.settimeout(PATIENCE_S)
+        assert len(datagrams(wan, 20).numbers) == 20
+        assert wan.counters()["there"].segments_in == 20
+
+
+@only_tun
 def test_in_a_user_namespace() -> None:
     """What an unprivileged user does, where the host allows it."""
     done = subprocess.run(
@@ -124,6 +147,23 @@ def test_in_a_user_namespace() -> None:
         pytest.skip("this host allows no user namespaces")
     assert done.returncode == 0, done.stderr
     assert "10.77.0.1/24" in done.stdout
+
+
+def test_a_host_where_nobody_may_be_root_of_a_user_namespace() -> None:
+    """It can be made, but its files cannot be written, as on Ubuntu since 24.04: the command runs as it is."""
+    script = f'mount -o remount,ro,bind /proc || exit {NO_USER_NAMESPACE}; exec "$0" "$@"'
+    command = [sys.executable, "-IS", userns.__file__, "readlink", "/proc/self/ns/user"]
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script, *command],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    if done.returncode == NO_USER_NAMESPACE:
+        pytest.skip("this host does not let /proc be made read-only")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip() == os.readlink("/proc/self/ns/user")
 
 
 def test_a_process_that_may_not_says_so() -> None:

@@ -53,10 +53,10 @@ def _run(arguments: Sequence[str] | None) -> int:
     parser.add_argument("--once", action="store_true", help="print what there is, and end")
     parser.add_argument("--interval", metavar="SECONDS", type=within(0.1, 3600, float), default=1.0, help="default: 1")
     options = parser.parse_args(arguments)
-    urls = options.urls or [scrape.DEFAULT_URL]
+    endpoints = [scrape.Endpoint(url) for url in options.urls or [scrape.DEFAULT_URL]]
     if options.once:
         console = Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS)
-        nodes = scrape.look(urls)
+        nodes = scrape.look(endpoints)
         console.print(screen.show([node for node in nodes if not node.error]), end="")
         for node in nodes:
             if node.error:
@@ -68,7 +68,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     with _keys(), Live(screen=True, auto_refresh=False) as live:
         while True:
             began = time.monotonic()
-            live.update(screen.show(scrape.look(urls)), refresh=True)
+            live.update(screen.show(scrape.look(endpoints)), refresh=True)
             if _asked_to_end(began + options.interval):
                 return 0
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import http.client
 import math
+import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections import defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from prometheus_client.parser import text_string_to_metric_families
 
 DEFAULT_URL = "http://127.0.0.1:9464/metrics"
 TIMEOUT_S = 2.0
+"""For a whole answer."""
 MOST_BYTES = 64 << 20
 """Of one answer: about ten times what a node exports at most."""
 
@@ -75,10 +78,41 @@ def parse_url(text: str) -> str:
     return parts._replace(netloc=host, path=parts.path.rstrip("/") or "/metrics").geturl()
 
 
-def look(urls: Sequence[str]) -> list[NodeView]:
+class Endpoint:
+    """Where a node exports its metrics, asked by a thread that nobody has to wait for: `urlopen` bounds each read, and
+    one that drips could make it last for hours."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._asked: Future[NodeView] | None = None
+
+    def ask(self) -> None:
+        """Unless it has an answer to give yet."""
+        if self._asked is None or self._asked.done():
+            self._asked = Future()
+            threading.Thread(target=self._run, args=(self._asked,), daemon=True).start()
+
+    def _run(self, asked: Future[NodeView]) -> None:
+        try:
+            asked.set_result(_look(self._url))
+        except BaseException as error:
+            asked.set_exception(error)
+
+    def view(self, until_s: float) -> NodeView:
+        """What it has said by then."""
+        assert self._asked is not None
+        try:
+            return self._asked.result(max(0.0, until_s - time.monotonic()))
+        except TimeoutError as error:
+            return NodeView(self._url, error=_reason(error))
+
+
+def look(endpoints: Sequence[Endpoint]) -> list[NodeView]:
     """Ask all of them at once."""
-    with ThreadPoolExecutor(len(urls)) as threads:
-        return list(threads.map(_look, urls))
+    for endpoint in endpoints:
+        endpoint.ask()
+    until_s = time.monotonic() + TIMEOUT_S
+    return [endpoint.view(until_s) for endpoint in endpoints]
 
 
 def _look(url: str) -> NodeView:
@@ -127,7 +161,7 @@ def printable(text: str) -> str:
 
 def _reason(error: object) -> str:
     if isinstance(error, TimeoutError):
-        return f"says nothing within {TIMEOUT_S:g} s"
+        return f"does not answer within {TIMEOUT_S:g} s"
     if isinstance(error, ConnectionRefusedError):
         return "nothing listens there"
     return str(getattr(error, "strerror", None) or error or "hangs up")

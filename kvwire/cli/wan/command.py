@@ -30,6 +30,7 @@ from kvwire.cli.wan import beside, black_hole, flags, model, step, transfer, urg
 from kvwire.cli.wan.emulated import EmulatedLink, kind_of, summary
 from kvwire.cli.wan.ends import Ends
 from kvwire.cli.wan.setting import AT_ONCE, Result, Setting, patience_s
+from kvwire.congestion import make_controller
 
 MEASURES: dict[str, Callable[[Setting], Result]] = {
     "transfer": transfer.measure,
@@ -70,8 +71,8 @@ def command(options: argparse.Namespace) -> int:
     cells = [Namespace(**vars(options) | cell) for cell in GRID] if options.grid else [options]
     for cell in cells:
         cell.cc = machine.congestion(cell.cc) if cell.cc else _preferred()
-    if options.controller is not None and options.controller not in kvwire.controllers():
-        raise Failure(f"--controller {options.controller}: expected {', '.join(kvwire.controllers())}")
+    if options.controller is not None:
+        _check_controller(options.controller)
     compared = {"iperf3": iperf3.version()} if _uses_iperf3(options) else {}
     if options.beside:
         machine.congestion(options.beside[0])
@@ -121,6 +122,13 @@ def _preferred() -> str:
     except Failure:
         with socket.socket() as sock:
             return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0").decode()
+
+
+def _check_controller(text: str) -> None:
+    try:
+        make_controller(text)
+    except kvwire.ConfigError as error:
+        raise Failure(f"--controller {text}: {error}") from None
 
 
 def _uses_iperf3(options: Namespace) -> bool:

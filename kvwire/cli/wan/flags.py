@@ -137,7 +137,7 @@ def add_arguments(subparsers: Subparsers, about: str | None) -> argparse.Argumen
 
     add = parser.add_argument
     add("--cc", metavar="NAME", help="congestion control of all sockets (bbr where there is one)")
-    add("--controller", metavar="NAME", help="kvwire's own congestion controller")
+    add("--controller", metavar="NAME", help="kvwire's own congestion controller, such as fixed:pace_bps=5e8")
     add("-P", "--lanes", dest="lanes", metavar="LANES", type=within(1, 64, int), help="TCP lanes, fixed")
     add("--size", metavar="BYTES", type=size, help="of a transfer (512MiB; 64MiB where several keep the link full)")
     add("--runs", type=within(1, 1000, int), metavar="N", help="of which the median counts")

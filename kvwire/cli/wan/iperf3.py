@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -90,9 +89,3 @@ class Iperf3:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._end()
-
-
-def keep(directory: Path | None, name: str, raw: str) -> None:
-    """Keeps what iperf3 printed; None: it is not wanted."""
-    if directory is not None:
-        (directory / f"{name}.json").write_text(raw)

@@ -74,7 +74,7 @@ class Rounds:
 
         def run() -> tuple[Result, str]:
             with (
-                setting.measured(),
+                setting.measured(reports=False),
                 iperf3.Iperf3(setting.hosts, streams, options.cc, options.iperf3_seconds) as client,
             ):
                 return client.result(), client.raw

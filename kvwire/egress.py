@@ -90,6 +90,7 @@ class Egress:
         if self._pausing:
             self._pausing, self._fresh = False, True
             self._sampled = self._engine.sampled
+            self._obey(self._controller.decide(time.monotonic()))  # the first byte is to keep to it
         self._sending = True
         self._schedule(0.0)
 

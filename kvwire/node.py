@@ -261,7 +261,9 @@ class Node:
             if changed is not None:
                 try:
                     changed()
-                except Exception:  # a bug, and one transfer's: the others' news must not be lost with it
+                except (KeyboardInterrupt, SystemExit):
+                    raise
+                except BaseException:  # a bug, and one transfer's: the others' news must not be lost with it
                     log.exception("while looking at %r", handle)
 
     # --- links ----------------------------------------------------------------------------------------------------

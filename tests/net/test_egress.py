@@ -113,6 +113,13 @@ class TestControllers:
             assert await moving.rate_bps(1.0) < 1.3 * BPS
             await moving.end()
 
+    async def test_its_rate_holds_from_the_first_byte(self) -> None:
+        async with paced(f"fixed:pace_bps={BPS}") as pair:
+            moving = await begin(pair, 16)
+            await asyncio.sleep(0.2)
+            assert moving.landed() < 16 * MIB / 2, "it left before anybody had looked"
+            await moving.end()
+
     async def test_one_of_the_application_s(self) -> None:
         """A factory; it is told of lanes, samples and commits, and its decisions count."""
         told = []

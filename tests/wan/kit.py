@@ -7,6 +7,7 @@ import struct
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path as File
 
 import pytest
 
@@ -15,6 +16,9 @@ from kvwire.emulate.hosts import Hosts
 
 needs_wan = pytest.mark.skipif(bool(why_not()), reason=f"no emulated WAN here: {why_not()}")
 only_tun = pytest.mark.skipif(available() != "tun", reason="the kernel's netem does not have this")
+
+in_user_mode = "User Mode Linux" in File("/proc/cpuinfo").read_text()
+needs_speed = pytest.mark.skipif(in_user_mode, reason="user-mode Linux is too slow to measure on")
 
 PATIENCE_S = 30.0
 PORT = 5000

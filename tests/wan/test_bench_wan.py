@@ -18,9 +18,9 @@ from kvwire.cli.report import webpage
 from kvwire.cli.wan import command, transfer
 from kvwire.cli.wan.setting import Setting
 from tests.net.bench import BENCH
-from tests.wan.kit import needs_wan
+from tests.wan.kit import needs_speed, needs_wan
 
-pytestmark = [needs_wan, pytest.mark.timeout(240)]
+pytestmark = [needs_wan, needs_speed, pytest.mark.timeout(240)]
 
 MIB = 1 << 20
 LINK = ["--rate", "20mbit", "--rtt", "80ms"]

@@ -102,7 +102,7 @@ async def test_urgent_overtakes_background() -> None:
             await asyncio.sleep(1.0)
             took = await urgent.move(pair, klass=0)
             assert background.out.state != "committed"
-            assert took < 2.0  # behind the background it would be 4 s
+            assert took < 3.5  # behind the background it would be 4 s
             await background.finish()
 
 

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
     from prometheus_client.registry import Collector
 
-PORT = 9464
-"""Where exporters of OpenTelemetry's listen for Prometheus, by its list of default ports."""
-
 
 class Exporter:
     """A collector of `prometheus_client`. Scrapes come on any thread."""

@@ -80,20 +80,19 @@ class Dialler:
         return self._link.lanes + len(self._dialling)
 
     @property
+    def wants(self) -> int:
+        """Lanes that the link is worth; the acceptor may know of more, where it is the one that sends."""
+        found = self._link._egress.lanes_wanted
+        return found if self._link.config.lanes else max(found, self._invited)
+
+    @property
     def wanted(self) -> int:
-        """Lanes that the link is to have; the acceptor may want more, where it is the one that sends. No more than its
-        share of what all links to that host may have, unless the others leave some."""
-        egress = self._link._egress
-        wanted = egress.lanes_wanted if self._link.config.lanes else max(egress.lanes_wanted, self._invited)
+        """Lanes that the link is to have: of those no more than its share of what all links to that host may have,
+        unless the others leave some."""
         others = self._link._node._diallers_to(self)
         share = MOST_LANES // (1 + len(others))
         left = MOST_LANES - sum(max(it.held, min(it.wants, share)) for it in others)
-        return max(1, min(wanted, max(share, left)))
-
-    @property
-    def wants(self) -> int:
-        """As `wanted`, whatever others have."""
-        return max(self._link._egress.lanes_wanted, self._invited)
+        return max(1, min(self.wants, max(share, left)))
 
     @property
     def _room(self) -> int:

@@ -35,7 +35,8 @@ class TestSamples:
             assert pair.sender.sampled == 1
             infos = [parse(stats["tcp_info"]) for stats in pair.sender.lane_stats()]
             after = pair.sender.link_stats()["sent_bytes"]
-            assert before <= sum(info.bytes_sent for info in infos) <= after
+            # What the kernel sends again, as a probe for a late acknowledgement, it counts twice.
+            assert before <= sum(info.bytes_sent - info.bytes_retrans for info in infos) <= after
             assert all(info.rtt_us > 0 for info in infos)
 
     def test_requests_from_threads_while_lanes_come_and_go(self) -> None:

@@ -33,6 +33,7 @@ class Lanes:
         self._engine_link = engine_link
         # By lane and incarnation: the epochs that the log knows, and since when.
         self._epochs: dict[tuple[int, int], tuple[tuple[int, int], float]] = {}
+        self._closed_there: set[tuple[int, int]] = set()  # by the peer, as it says, and not ended here yet
         self.faults: deque[float] = deque(maxlen=LANE_FAULTS)  # when lanes went wrong
         self.congestion: dict[int, str] = {}
 
@@ -62,6 +63,7 @@ class Lanes:
         if any(
             (stats["lane"], stats["incarnation"]) == (lane, incarnation) for stats in self._engine_link.lane_stats()
         ):
+            self._closed_there.add((lane, incarnation))
             self._engine_link.close_lane(lane)
 
     def take_ended(self) -> None:
@@ -70,10 +72,14 @@ class Lanes:
         for lane, incarnation, code, reason, acked in self._engine_link.take_closed():
             self.congestion.pop(lane, None)
             self._epochs.pop((lane, incarnation), None)
+            closed_there = code == EOF or (lane, incarnation) in self._closed_there
+            self._closed_there.discard((lane, incarnation))
             if link.closed:
                 continue
             link._session.lane_closed(now, lane, incarnation, reason, acked)
-            link._egress.lane_down(lane, reason, lost=not self._expected(code))
+            # An acceptor's ends when the dialler has closed it: its kernel or its control connection says so first.
+            expected = code == DRAINED or (closed_there and link._dialler is None)
+            link._egress.lane_down(lane, reason, lost=not expected)
             if code in FAULTS:
                 event = "tag_failure" if code == TAG_FAILURE else "lane_fault"
                 link.journal.note(event, lane=lane, incarnation=incarnation, reason=reason)
@@ -82,10 +88,6 @@ class Lanes:
                     link._lose(IntegrityError(f"{LANE_FAULTS} lanes to {link.peer} went wrong, the last by {reason}"))
             if link._dialler is not None:
                 link._dialler.ended(lane)
-
-    def _expected(self, code: int) -> bool:
-        """Whether a lane ended because it was no longer needed. An acceptor's ends when the dialler has closed it."""
-        return code == DRAINED or (code == EOF and self._link._dialler is None)
 
     def note_keys(self, lanes: Sequence[LaneStats]) -> None:
         """Have it logged where a lane goes on with another key: once a second, should a peer do so all the time."""

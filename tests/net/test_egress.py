@@ -371,6 +371,18 @@ async def test_a_lane_that_is_no_longer_needed_is_lost_by_nobody() -> None:
         await kit.still_works(pair)
 
 
+async def test_a_lane_that_its_dialler_has_closed_is_not_lost_whoever_says_so_first() -> None:
+    async with kit.joined() as pair:
+        pair.back._lanes.close(0, 1)  # as if the control connection had brought it before the lane's own end
+        await kit.eventually(lambda: 0 not in lanes_of(pair.back), pair.back.lane_stats)
+        assert pair.back._egress._lost == 0
+        await kit.still_works(pair)
+
+
+def lanes_of(link: kvwire.Link) -> set[int]:
+    return {stats["lane"] for stats in link.lane_stats() if stats["incarnation"] == 1}
+
+
 class _Hurried(Uncapped):
     def decide(self, now: float) -> Decision:
         return Decision(next_tick_s=0.005)

@@ -23,6 +23,7 @@ from kvwire.congestion import (
     Stragglers,
     lost,
     make_controller,
+    misled,
     stalled,
 )
 from kvwire.errors import ControllerFault
@@ -218,6 +219,7 @@ class Egress:
         gone = lost(sample)
         self._slow |= set(self._stragglers.straggling(now, sample))
         self._slow &= {lane.lane for lane in sample.lanes}
+        self._slow = self._slow or set(misled(sample))  # a part of them at a time
         self._worst = [*gone, *(lane for lane in sorted(self._slow) if lane not in gone)]
         self.stalled = len(self._worst)
         self.attempt_s = max(ATTEMPT_S, ATTEMPT_RTTS * sample.min_rtt_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from operator import attrgetter, sub
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
 U32 = 0xFFFFFFFF
 NO_INFO = TcpInfo()
+MEMORY_NS = 150 * 10**9
+"""How long an RTT is remembered as the smallest, at least; twice that at most."""
 
 
 class Sampler:
@@ -21,6 +24,8 @@ class Sampler:
     def __init__(self) -> None:
         self._lanes: dict[tuple[int, int], tuple[LaneStats, TcpInfo]] = {}
         self._link: LinkStats | None = None
+        self._smallest = math.inf, math.inf  # smoothed RTTs, seconds: since then, and in the MEMORY_NS before
+        self._since_ns = 0
 
     def take(
         self, lanes: Sequence[LaneStats], link: LinkStats, congestion: Mapping[int, str], resumed: bool = False
@@ -38,6 +43,7 @@ class Sampler:
             self._lanes[key] = stats, info
             was = known.get(key)
             samples.append(_lane(stats, info, was, link["now_ns"], congestion.get(stats["lane"], "")))
+        min_rtt_s = self._min_rtt_s(link["now_ns"], samples)
         if before is None or resumed or link["now_ns"] <= before["now_ns"]:
             return None
 
@@ -45,7 +51,6 @@ class Sampler:
             return sum(map(attrgetter(name), samples))
 
         weights = [1 + sample.inflight_bytes for sample in samples]
-        measured = [sample.min_rtt_s for sample in samples if sample.min_rtt_s]
         return PathSample(
             interval_s=(link["now_ns"] - before["now_ns"]) / 1e9,
             lanes=tuple(samples),
@@ -61,7 +66,7 @@ class Sampler:
             marked_segments=total("marked_segments"),
             timeouts=total("timeouts"),
             rtt_s=sum(w * sample.rtt_s for w, sample in zip(weights, samples, strict=True)) / max(1, sum(weights)),
-            min_rtt_s=min(measured, default=0.0),
+            min_rtt_s=min_rtt_s,
             queued_bytes=link["queued_bytes"],
             oldest_s=(link["oldest_ns"][0] / 1e9, link["oldest_ns"][1] / 1e9, link["oldest_ns"][2] / 1e9),
             idle_s=(link["idle_ns"] - before["idle_ns"]) / 1e9,
@@ -69,6 +74,19 @@ class Sampler:
             hedged_bytes=link["hedged_bytes"] - before["hedged_bytes"],
             resent_bytes=link["resent_bytes"] - before["resent_bytes"],
         )
+
+    def _min_rtt_s(self, now_ns: int, samples: Sequence[LaneSample]) -> float:
+        """The smallest RTT that any lane had, smoothed, its hand-shake's included.
+
+        The kernel's own is the smallest of single segments: where a path reorders, of one that overtook all others.
+        """
+        latest, earlier = self._smallest
+        if now_ns - self._since_ns > MEMORY_NS:
+            latest, earlier, self._since_ns = math.inf, latest, now_ns
+        latest = min(latest, min((sample.rtt_s for sample in samples if sample.rtt_s), default=math.inf))
+        self._smallest = latest, earlier
+        found = min(self._smallest)
+        return found if samples and found < math.inf else 0.0
 
 
 def _lane(

@@ -9,7 +9,7 @@ from kvwire.congestion.guarded import Guarded
 from kvwire.congestion.lanes import LanePlanner
 from kvwire.congestion.registry import ControllerFactory, controllers, make_controller, register_controller
 from kvwire.congestion.samples import CLASSES, Budget, Controller, Decision, LaneSample, PathSample
-from kvwire.congestion.stragglers import Stragglers, lost, stalled
+from kvwire.congestion.stragglers import Stragglers, lost, misled, stalled
 from kvwire.congestion.tcp_info import TcpInfo, parse
 from kvwire.congestion.uncapped import Uncapped
 
@@ -35,6 +35,7 @@ __all__ = [
     "controllers",
     "lost",
     "make_controller",
+    "misled",
     "parse",
     "register_controller",
     "stalled",

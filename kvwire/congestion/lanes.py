@@ -28,6 +28,8 @@ WINDOW_S, WINDOW_RTTS = 1.0, 10.0
 """What is compared is at least this long: CUBIC and BBR probe within a few RTTs, and a cold lane needs about eight."""
 HOLD_S, MOST_HOLD_S = 20.0, 160.0
 """After a trial that was not worth it; doubles each time."""
+FALLEN = 0.7
+"""Of the goodput beside which a trial was not worth it: below, the path is another one, of which it says nothing."""
 IDLE_S = 30.0
 """With nothing to send for so long, what was found says little of the path any more."""
 TRIAL_S = 10.0
@@ -85,6 +87,7 @@ class LanePlanner:
         self._full_bps = 0.0  # goodput before the first of the trials with fewer lanes
         self._hold_s = HOLD_S
         self._next_trial = 0.0
+        self._failed_bps = 0.0  # goodput beside which the latest trial was not worth it
         self._warm_at = 0.0  # lanes that came up before are past their slow start
         self._busy_at: float | None = None
 
@@ -146,7 +149,7 @@ class LanePlanner:
             self._settle(self._trial.lanes)
 
     def _try(self, now: float, goodput: float, sample: PathSample) -> None:
-        if now < self._next_trial:
+        if now < self._next_trial and goodput >= FALLEN * self._failed_bps:
             return
         if bottleneck_full(sample):
             lanes = max(self._start, int(self._lanes / GROWTH))
@@ -166,6 +169,8 @@ class LanePlanner:
         self._window.restart()
 
     def _give_up(self, now: float) -> None:
+        assert self._trial is not None
+        self._failed_bps = self._trial.goodput_bps
         self._next_trial = now + self._hold_s
         self._hold_s = min(2 * self._hold_s, MOST_HOLD_S)
         self._trial = None

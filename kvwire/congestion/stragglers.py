@@ -1,9 +1,10 @@
-"""Which lanes hold a link up: those that do not move at all, and those that move far slower than the others."""
+"""Which lanes hold a link up: those that do not move at all, and those that move far slower than they could."""
 
 from __future__ import annotations
 
 from statistics import median
 
+from kvwire.congestion.lanes import bottleneck_full
 from kvwire.congestion.samples import LaneSample, PathSample
 
 STALL_RTTS, STALL_S = 3.0, 0.5
@@ -14,6 +15,9 @@ SHARE = 0.1
 """Of the median of its siblings."""
 LEAST_MEDIAN_BYTES = 1024 * 1024
 """Landed by the median lane: of less, a few cells more or less are chance."""
+
+MISLED, MISLED_S = 0.25, 0.005
+"""Of the smallest smoothed RTT, and that much below it: jitter and a hand-shake that was quick are less."""
 
 
 def _limit_s(lane: LaneSample) -> float:
@@ -52,6 +56,26 @@ def lost(sample: PathSample) -> tuple[int, ...]:
     others_land = any(lane.landed_bytes for lane in sample.lanes if lane not in waiting)
     found = [it for it in waiting if it.silent_s > _limit_s(it) or (others_land and _swallowed(it))]
     return tuple(lane.lane for lane in found)
+
+
+def misled(sample: PathSample) -> tuple[int, ...]:
+    """Lanes that are slow because their kernel takes the path for far shorter than it is, at most a quarter of all.
+
+    BBR keeps in flight what its rate is worth in the smallest RTT that it has seen (Cardwell et al., 2016). On a path that
+    reorders that is the RTT of a segment which overtook all others, and it holds a lane to a few segments; a fresh lane
+    has seen none. Whether one is needed shows where the link is not full.
+    """
+    if sample.application_limited or sample.pacing_limited or bottleneck_full(sample):
+        return ()
+    found = [
+        lane
+        for lane in sample.lanes
+        if lane.congestion == "bbr"
+        and 0 < lane.min_rtt_s < MISLED * sample.min_rtt_s
+        and sample.min_rtt_s - lane.min_rtt_s > MISLED_S
+    ]
+    found.sort(key=lambda lane: lane.delivered_bytes)
+    return tuple(lane.lane for lane in found[: max(1, len(sample.lanes) // 4)])
 
 
 class Stragglers:

@@ -3,11 +3,12 @@
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
-from kvwire.congestion import LanePlanner, LaneSample, PathSample, Stragglers, lost, stalled
+from kvwire.congestion import LanePlanner, LaneSample, PathSample, Stragglers, lost, misled, stalled
 from kvwire.errors import ConfigError
 from tests.unit.path_samples import lane_sample, path_sample
 
@@ -172,6 +173,36 @@ def test_a_trial_whose_lanes_do_not_come_up_is_given_up() -> None:
 
 
 # --- lanes that hold a link up --------------------------------------------------------------------------------
+
+
+def test_a_failed_trial_says_nothing_of_a_path_that_has_changed() -> None:
+    path = Path(LanePlanner(None), per_lane=1e8, link=1.6e9)
+    assert 24 in path.run(10)
+    assert set(path.run(5)) == {16}, "it was not worth it, and waits"
+    path.per_lane = 2e7
+    assert 24 in path.run(5), "what it was compared with is gone"
+
+
+def misled_lanes(number: int, **changed: object) -> PathSample:
+    """So many of 16 BBR lanes over 40 ms that have seen one segment after 0.1 ms."""
+    known = {"congestion": "bbr", "rtt_s": 0.041, "delivered_bytes": MB} | changed
+    lanes = [lane_sample(lane, **(known | {"min_rtt_s": 0.0001 if lane < number else 0.038})) for lane in range(16)]
+    return path_sample(TICK_S, tuple(lanes), min_rtt_s=0.04)
+
+
+def test_lanes_that_take_a_path_for_far_too_short_are_misled() -> None:
+    assert misled(misled_lanes(0)) == ()
+    assert misled(misled_lanes(2)) == (0, 1)
+    assert len(misled(misled_lanes(16))) == 4, "a quarter at a time"
+
+
+def test_nobody_is_misled_who_is_not_slow_for_it() -> None:
+    assert misled(misled_lanes(2, congestion="cubic")) == ()
+    assert misled(misled_lanes(2, rtt_s=0.07)) == (), "the link is full"
+    assert misled(replace(misled_lanes(2), idle_s=TICK_S)) == ()
+    assert misled(replace(misled_lanes(2), paced_s=TICK_S)) == ()
+    assert misled(replace(misled_lanes(2), min_rtt_s=0.0004)) == (), "within a site that is jitter"
+    assert misled(path_sample(TICK_S)) == ()
 
 
 def gone(lane: int, rtt_s: float, seconds: float) -> LaneSample:

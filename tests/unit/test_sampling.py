@@ -57,7 +57,7 @@ def test_differences() -> None:
     assert sample.lanes[0].congestion == "bbr"
     assert sample.lanes[0].age_s == 2.5
     assert (sample.wire_bytes, sample.retransmitted_bytes, sample.retransmitted_segments) == (7000, 500, 4)
-    assert (sample.rtt_s, sample.min_rtt_s) == (0.04, 0.038)
+    assert (sample.rtt_s, sample.lanes[0].min_rtt_s) == (0.04, 0.038)
     assert sample.queued_bytes == (1, 2, 3)
     assert sample.idle_s == 1.0
     assert sample.application_limited
@@ -150,7 +150,25 @@ def test_the_rtt_is_that_of_what_is_in_flight() -> None:
     sample = sampler.take(lanes, link(2 * SECOND), {})
     assert sample is not None
     assert sample.rtt_s == pytest.approx(0.04, rel=0.01)
-    assert sample.min_rtt_s == 0.039, "the kernel's word for `none measured` is no RTT"
+    assert sample.lanes[1].min_rtt_s == 0.0, "the kernel's word for `none measured` is no RTT"
+
+
+def test_the_smallest_rtt_is_a_smoothed_one_and_is_remembered_for_some_minutes() -> None:
+    """A segment that overtook all others, where a path reorders, is not the path."""
+    sampler = Sampler()
+
+    def look(second: int, rtt_ms: float) -> float:
+        lanes = [lane(0, tcp_info=info(rtt_us=int(rtt_ms * 1000), min_rtt_us=100))]
+        sample = sampler.take(lanes, link(second * SECOND), {})
+        return sample.min_rtt_s if sample else 0.0
+
+    assert look(1, 40) == 0.0, "nothing to compare with"
+    assert look(2, 70) == 0.04
+    assert look(140, 70) == 0.04
+    assert look(160, 80) == 0.04, "of the time before"
+    assert look(311, 80) == 0.08, "forgotten: the path is longer now"
+    assert look(312, 60) == 0.06
+    assert look(600, 0) == 0.06, "a kernel that tells nothing takes nothing back"
 
 
 @pytest.mark.parametrize(

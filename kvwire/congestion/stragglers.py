@@ -61,9 +61,9 @@ def lost(sample: PathSample) -> tuple[int, ...]:
 def misled(sample: PathSample) -> tuple[int, ...]:
     """Lanes that are slow because their kernel takes the path for far shorter than it is, at most a quarter of all.
 
-    BBR keeps in flight what its rate is worth in the smallest RTT that it has seen (Cardwell et al., 2016). On a path that
-    reorders that is the RTT of a segment which overtook all others, and it holds a lane to a few segments; a fresh lane
-    has seen none. Whether one is needed shows where the link is not full.
+    BBR keeps in flight what its rate is worth in the smallest RTT that it has seen (Cardwell et al., 2016). On a path
+    that reorders that is the RTT of a segment which overtook all others, and it holds a lane to a few segments; a fresh
+    lane has seen none. Whether one is needed shows where the link is not full.
     """
     if sample.application_limited or sample.pacing_limited or bottleneck_full(sample):
         return ()

@@ -1,9 +1,10 @@
 """Builds the harnesses, and the extension modules that they fuzz, with clang's sanitizers: all of it under build/fuzz.
 
-The modules are those of setup.py, as setup.py has them; what is added are flags, another place, and lines of the .pyx in
-the debug information. What a harness does not cimport, itself or through others, is left out.
+The modules are those of setup.py, as setup.py has them; what is added are flags, another place, and lines of the .pyx
+in the debug information. What no harness cimports, itself or through others, is left out.
 """
 
+import importlib
 import os
 import re
 import runpy
@@ -23,7 +24,8 @@ DRIVER = BUILD / "driver"
 
 SANITIZE = ["-fsanitize=fuzzer-no-link,address,undefined", "-fno-sanitize-recover=all"]
 # Behind those of setup.py and of Python's own build, which has -fwrapv: an overflow is a fault here.
-FLAGS = [*SANITIZE, "-fno-wrapv", "-O1", "-g1", "-fno-omit-frame-pointer", "-Wno-unused-function"]
+FLAGS = [*SANITIZE, f"-fsanitize-coverage-ignorelist={HERE}/not-covered.txt"]
+FLAGS += ["-fno-wrapv", "-O1", "-g1", "-fno-omit-frame-pointer", "-Wno-unused-function", "-Wno-sign-compare"]
 LINK = [*SANITIZE, "-Wl,--wrap=recv"]
 
 NEEDED = {"clang": "clang", "llvm-symbolizer": "llvm"}
@@ -59,10 +61,9 @@ def needed(pyx: Iterable[Path]) -> set[str]:
 
 
 def build_modules() -> None:
-    import Cython.Build
-    from setuptools import Extension
-
-    original = Cython.Build.cythonize
+    cython: Any = importlib.import_module("Cython.Build")
+    setuptools: Any = importlib.import_module("setuptools")
+    original = cython.cythonize
     wanted = {f"kvwire._ext.{name}" for name in needed(HERE.glob("*.pyx"))}
 
     def cythonize(extensions: list[Any], **options: Any) -> Any:
@@ -70,20 +71,27 @@ def build_modules() -> None:
         for name in names():
             path = str((HERE / name).relative_to(ROOT)) + ".pyx"
             # Not include_dirs, where Cython would look for the harness's own .pxd, and find that of what it fuzzes.
-            chosen.append(Extension(name, [path], extra_compile_args=[f"-I{HERE}", "-Ikvwire/_ext"]))
+            chosen.append(setuptools.Extension(name, [path], extra_compile_args=[f"-I{HERE}", "-Ikvwire/_ext"]))
         for extension in chosen:
             extension.extra_compile_args += FLAGS
             extension.extra_link_args += LINK
         return original(
-            chosen, build_dir=str(BUILD / "c"), include_path=[str(ROOT), str(HERE)], emit_linenums=True, quiet=True, **options
+            chosen,
+            build_dir=str(BUILD / "c"),
+            include_path=[str(ROOT), str(HERE)],
+            emit_linenums=True,
+            quiet=True,
+            **options,
         )
 
-    Cython.Build.cythonize = cythonize
+    cython.cythonize = cythonize
     os.environ.update(CC="clang", LDSHARED="clang -shared")
     jobs = os.environ.get("JOBS", str(os.cpu_count() or 1))
+    arguments = sys.argv
     sys.argv = ["setup.py", "--quiet", "build_ext", "--build-lib", str(LIB), "--build-temp", str(BUILD / "o")]
     sys.argv += ["--parallel", jobs]
     runpy.run_path("setup.py", run_name="__main__")
+    sys.argv = arguments
 
 
 def build_package() -> None:
@@ -109,6 +117,9 @@ def build_driver() -> None:
 
 
 def main() -> None:
+    """Builds what is not up to date; ends the program where clang is missing."""
+    if missing := missing_packages():
+        sys.exit(f"fuzzing the native code needs clang and its runtime; Debian packages: {' '.join(missing)}")
     os.chdir(ROOT)
     build_package()
     build_driver()
@@ -116,6 +127,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if missing := missing_packages():
-        sys.exit(f"fuzzing the native code needs clang and its runtime; Debian packages: {' '.join(missing)}")
     main()

@@ -13,20 +13,41 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 BUILD = ROOT / "build" / "fuzz"
-LIB = BUILD / "lib"
-DRIVER = BUILD / "driver"
 
-SANITIZE = ["-fsanitize=fuzzer-no-link,address,undefined", "-fno-sanitize-recover=all"]
+
+@dataclass(frozen=True)
+class Build:
+    """One way to build everything, and where: what finds faults, and what counts coverage without their branches."""
+
+    folder: Path
+    sanitizers: str
+
+    @property
+    def lib(self) -> Path:
+        return self.folder / "lib"
+
+    @property
+    def driver(self) -> Path:
+        return self.folder / "driver"
+
+    @property
+    def flags(self) -> list[str]:
+        return [f"-fsanitize={self.sanitizers}", "-fno-sanitize-recover=all"]
+
+
+FAULTS = Build(BUILD, "address,undefined,fuzzer-no-link")
+COVERAGE = Build(BUILD / "coverage", "leak,fuzzer-no-link")
+
 # Behind those of setup.py and of Python's own build, which has -fwrapv: an overflow is a fault here.
-FLAGS = [*SANITIZE, f"-fsanitize-coverage-ignorelist={HERE}/not-covered.txt"]
-FLAGS += ["-fno-wrapv", "-O1", "-g1", "-fno-omit-frame-pointer", "-Wno-unused-function", "-Wno-sign-compare"]
-LINK = [*SANITIZE, "-Wl,--wrap=recv"]
+FLAGS = [f"-fsanitize-coverage-ignorelist={HERE}/not-covered.txt", "-fno-wrapv", "-O1", "-g1"]
+FLAGS += ["-fno-omit-frame-pointer", "-Wno-unused-function", "-Wno-sign-compare"]
 
 NEEDED = {"clang": "clang", "llvm-symbolizer": "llvm"}
 
@@ -60,7 +81,7 @@ def needed(pyx: Iterable[Path]) -> set[str]:
     return found
 
 
-def build_modules() -> None:
+def build_modules(made: Build) -> None:
     cython: Any = importlib.import_module("Cython.Build")
     setuptools: Any = importlib.import_module("setuptools")
     original = cython.cythonize
@@ -73,8 +94,8 @@ def build_modules() -> None:
             # Not include_dirs, where Cython would look for the harness's own .pxd, and find that of what it fuzzes.
             chosen.append(setuptools.Extension(name, [path], extra_compile_args=[f"-I{HERE}", "-Ikvwire/_ext"]))
         for extension in chosen:
-            extension.extra_compile_args += FLAGS
-            extension.extra_link_args += LINK
+            extension.extra_compile_args += made.flags + FLAGS
+            extension.extra_link_args += [*made.flags, "-Wl,--wrap=recv"]
         return original(
             chosen,
             build_dir=str(BUILD / "c"),
@@ -88,42 +109,50 @@ def build_modules() -> None:
     os.environ.update(CC="clang", LDSHARED="clang -shared")
     jobs = os.environ.get("JOBS", str(os.cpu_count() or 1))
     arguments = sys.argv
-    sys.argv = ["setup.py", "--quiet", "build_ext", "--build-lib", str(LIB), "--build-temp", str(BUILD / "o")]
+    sys.argv = [
+        "setup.py",
+        "--quiet",
+        "build_ext",
+        "--build-lib",
+        str(made.lib),
+        "--build-temp",
+        str(made.folder / "o"),
+    ]
     sys.argv += ["--parallel", jobs]
     runpy.run_path("setup.py", run_name="__main__")
     sys.argv = arguments
 
 
-def build_package() -> None:
+def build_package(made: Build) -> None:
     """What the modules import of kvwire, and no more: its __init__ would load everything."""
-    package = LIB / "kvwire"
+    package = made.lib / "kvwire"
     (package / "_ext").mkdir(parents=True, exist_ok=True)
     (package / "__init__.py").write_text("")
     (package / "_ext" / "__init__.py").write_text("")
     shutil.copy(ROOT / "kvwire" / "errors.py", package)
 
 
-def build_driver() -> None:
+def build_driver(made: Build) -> None:
     variable = sysconfig.get_config_vars()
     if variable["Py_ENABLE_SHARED"]:
         python = [f"-L{variable['LIBDIR']}", f"-Wl,-rpath,{variable['LIBDIR']}", f"-lpython{variable['LDVERSION']}"]
     else:
         python = [str(Path(variable["LIBPL"]) / variable["LIBRARY"]), *variable["LINKFORSHARED"].split()]
-    command = ["clang", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all", "-g1", "-O1", "-rdynamic"]
+    command = ["clang", *made.flags, "-fsanitize=fuzzer", "-g1", "-O1", "-rdynamic"]
     command += ["-Wall", "-Wextra", "-Werror", f"-I{HERE}", f"-I{sysconfig.get_path('include')}"]
     command += [f'-DKVWIRE_PYTHON="{sys.executable}"', str(HERE / "driver.c"), *python]
-    command += [*variable["LIBS"].split(), *variable["SYSLIBS"].split(), "-o", str(DRIVER)]
+    command += [*variable["LIBS"].split(), *variable["SYSLIBS"].split(), "-o", str(made.driver)]
     subprocess.run(command, check=True)
 
 
-def main() -> None:
+def main(made: Build = FAULTS) -> None:
     """Builds what is not up to date; ends the program where clang is missing."""
     if missing := missing_packages():
         sys.exit(f"fuzzing the native code needs clang and its runtime; Debian packages: {' '.join(missing)}")
     os.chdir(ROOT)
-    build_package()
-    build_driver()
-    build_modules()
+    build_package(made)
+    build_driver(made)
+    build_modules(made)
 
 
 if __name__ == "__main__":

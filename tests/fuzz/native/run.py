@@ -2,7 +2,7 @@
 
     run.py fuzz RUNS [HARNESS ...]    so many executions of each, from the corpus; what is new stays in build/fuzz
     run.py test                       the corpora once more, a short run of each, and the planted bugs
-    run.py coverage                   which lines of the extension modules the corpora reach
+    run.py coverage                   how much of the extension modules the corpora reach
     run.py keep [HARNESS ...]         adds what the fuzzers have found to the corpora, and minimises those
 
 JOBS says how many run at once (default: one for each processor), SEED which numbers they draw.
@@ -27,7 +27,7 @@ NEW = build.BUILD / "corpus"
 FOUND = build.BUILD / "found"
 
 MAX_LEN = 1024
-SHORT_RUNS = 200_000
+SHORT_RUNS = 100_000
 PLANTED_RUNS = 2_000_000  # found after some thousands, as a rule
 SEED = os.environ.get("SEED", "1")
 
@@ -36,15 +36,17 @@ class Failed(Exception):
     """A harness found something, or did not find what it should have."""
 
 
-def driver(name: str, *arguments: str, planted: bool = False) -> subprocess.CompletedProcess[str]:
+def driver(
+    name: str, *arguments: str, planted: bool = False, made: build.Build = build.FAULTS
+) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
         "KVWIRE_FUZZ": name,
         "KVWIRE_FUZZ_PLANT": str(int(planted)),
-        "PYTHONPATH": str(build.LIB),
+        "PYTHONPATH": str(made.lib),
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
-    command = [str(build.DRIVER), f"-max_len={MAX_LEN}", f"-seed={SEED}", "-verbosity=1", *arguments]
+    command = [str(made.driver), f"-max_len={MAX_LEN}", f"-seed={SEED}", "-verbosity=1", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace")
 
 
@@ -112,30 +114,27 @@ def test(name: str) -> str:
 
 
 def coverage(name: str) -> str:
-    """Lines of functions that the corpus reaches, by file. A line is reached when some of its code is."""
-    log = driver(name, "-runs=0", "-print_full_coverage=1", committed(name)).stderr
-    reached: dict[str, set[int]] = {}
-    missed: dict[str, set[int]] = {}
-    inside = False
-    for line in log.splitlines():
-        if "COVERED_FUNC" in line:
-            inside = line.startswith("COVERED_FUNC")
-        place = re.search(r"COVERED_PC: .*kvwire/_ext/(\w+\.\w+):(\d+)", line)
-        if place and inside:
-            into = missed if "UNCOVERED_PC" in line else reached
-            into.setdefault(place[1], set()).add(int(place[2]))
-    lines = []
-    for file in sorted(reached):
-        not_reached = sorted(missed.get(file, set()) - reached[file])
-        total = len(reached[file]) + len(not_reached)
-        lines.append(f"  {file:16} {len(reached[file]):4}/{total:<4} not: {' '.join(map(str, not_reached)) or '-'}")
-    return "\n".join([f"{name}: lines of the functions that it reaches", *lines])
+    """By file of kvwire/_ext: functions that the corpus reaches, of all that run without Python, and edges of these."""
+    log = driver(name, "-runs=0", "-print_coverage=1", committed(name), made=build.COVERAGE).stderr
+    files: dict[str, list[int]] = {}
+    functions = re.findall(r"COVERED_FUNC: hits: (\d+) edges: (\d+)/(\d+) .*kvwire/_ext/(\w+)\.\w+:", log)
+    for hits, edges, of, file in functions:
+        count = files.setdefault(file, [0, 0, 0, 0])
+        reached = hits != "0"
+        for i, more in enumerate((reached, 1, int(edges) * reached, int(of) * reached)):
+            count[i] += more
+    lines = [
+        f"  {file:10} {count[0]:3}/{count[1]:<3} functions {count[2]:4}/{count[3]:<4} edges of these"
+        for file, count in sorted(files.items())
+        if count[0]
+    ]
+    return "\n".join([name, *lines])
 
 
 def keep(name: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         (CORPUS / name).mkdir(parents=True, exist_ok=True)
-        merged = driver(name, "-merge=1", folder, str(CORPUS / name), str(NEW / name))
+        merged = driver(name, "-set_cover_merge=1", folder, str(CORPUS / name), str(NEW / name))
         if merged.returncode:
             raise Failed(merged.stderr[-3000:])
         shutil.rmtree(CORPUS / name)
@@ -158,7 +157,7 @@ def each(names: list[str], work: Callable[[str], str]) -> None:
 
 
 def main(command: str, *arguments: str) -> None:
-    build.main()
+    build.main(build.COVERAGE if command == "coverage" else build.FAULTS)
     if command == "fuzz":
         runs = int(arguments[0])
         each(list(arguments[1:]) or build.names(), lambda name: fuzz(name, runs, NEW / name))

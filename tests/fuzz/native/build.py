@@ -55,7 +55,9 @@ NEEDED = {"clang": "clang", "llvm-symbolizer": "llvm"}
 def missing_packages() -> list[str]:
     """Debian packages of what is not here."""
     packages = [package for tool, package in NEEDED.items() if shutil.which(tool) is None]
-    if shutil.which("clang"):
+    if shutil.which("clang") is None:
+        packages.append("libclang-rt-14-dev (14: clang's version)")
+    else:
         runtime = subprocess.run(["clang", "--print-runtime-dir"], capture_output=True, text=True).stdout.strip()
         if not list(Path(runtime).glob("libclang_rt.fuzzer*")):
             packages.append(f"libclang-rt-{Path(runtime).parents[1].name.partition('.')[0]}-dev")
@@ -85,7 +87,7 @@ def build_modules(made: Build) -> None:
     cython: Any = importlib.import_module("Cython.Build")
     setuptools: Any = importlib.import_module("setuptools")
     original = cython.cythonize
-    wanted = {f"kvwire._ext.{name}" for name in needed(HERE.glob("*.pyx"))}
+    wanted = {f"kvwire._ext.{name}" for name in needed(HERE.glob("*.p[yx][xd]"))}
 
     def cythonize(extensions: list[Any], **options: Any) -> Any:
         chosen = [extension for extension in extensions if extension.name in wanted]

@@ -4,27 +4,22 @@ The input says where to cut and how the connection ends, and then has the bytes.
 the format (docs/design.md) says what has to come of them: how the lane ends, which cells land, what is acknowledged
 and what is committed. Where the input asks for it, sequence numbers and checksums are made right before the bytes are
 sent, so that what lies behind them is reached as well.
-
-The link, the lanes and the transfers are made anew for each input, as EngineLink, InTransfer and OutTransfer make them.
 """
 
 from libc.errno cimport EAGAIN, ECONNRESET, errno
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
 from harness cimport input_t, left, on_recv, planted, require, take
 from kvwire._ext.core cimport *
 from kvwire._ext.frame cimport HEADER_BYTES, header_t
-from kvwire._ext.lanelog cimport log_append, log_init
-from kvwire._ext.layout cimport row_t, segment_t
-from kvwire._ext.ledger cimport ledger_init
-from kvwire._ext.link cimport (in_end, in_unref, insert_in, insert_out, lane_free, lane_fail, lane_retire, out_empty,
-                               out_end, out_unref)
+from kvwire._ext.layout cimport row_t
+from kvwire._ext.link cimport in_end, in_unref, lane_fail, lane_free, lane_retire, out_empty, out_end, out_unref
 from kvwire._ext.receive cimport lane_receive
-from kvwire._ext.sendqueue cimport queue_free, run_t
+from kvwire._ext.sendqueue cimport queue_free
+from lanekit cimport arriving, leaving, new_lane, row, segment, sent
 
 cdef enum:
-    NO_FD = 0x3FFFFFFF             # what is asked of the kernel about it fails
     LIMIT = 96                     # the engine's max_cell_bytes
     STREAM_BYTES = HEADER_BYTES + LIMIT + 16
     BYTES_MOST = 2048              # of one input
@@ -255,88 +250,6 @@ cdef void expect(expected_t *s, const char *stream, size_t size) noexcept nogil:
 # --- this side ----------------------------------------------------------------------------------------------------
 
 
-cdef void segment(segment_t *s, char *base, const row_t *row, const long long *offsets, long long block_bytes,
-                  long long blocks) noexcept nogil:
-    s.base = base
-    s.offsets = offsets
-    s.pattern = row
-    s.pages_per_block = s.npattern = 1
-    s.block_bytes = block_bytes
-    s.nbytes = block_bytes * blocks
-
-
-cdef void row(row_t *r, long long rows, long long row_bytes, long long stride) noexcept nogil:
-    r.start = r.page = r.offset = 0
-    r.rows = rows
-    r.row_bytes = row_bytes
-    r.row_stride = stride
-    r.nbytes = rows * row_bytes
-
-
-cdef in_t *arriving(u64 id, u32 segments, bint attachment, const long long *cells) noexcept nogil:
-    cdef in_t *t = <in_t *>calloc(1, sizeof(in_t))
-    pthread_cond_init(&t.changed, NULL)
-    t.link = &side.link
-    t.refs = 1
-    t.id = id
-    t.cell_bytes = CELL_BYTES
-    t.has_attachment = attachment
-    t.segments = segments
-    t.segment = <segment_t *>calloc(segments, sizeof(segment_t))
-    t.done = <u32 *>malloc((segments + 1) * sizeof(u32))
-    t.attachment = <char *>malloc(LIMIT) if attachment else NULL
-    ledger_init(&t.ledger, cells, segments + attachment)
-    insert_in(&side.link, t)
-    return t
-
-
-cdef out_t *leaving(u64 id, u64 unready, u64 bytes_ready) noexcept nogil:
-    cdef out_t *t = <out_t *>calloc(1, sizeof(out_t))
-    pthread_cond_init(&t.changed, NULL)
-    pthread_mutex_init(&t.ready_lock, NULL)
-    t.link = &side.link
-    t.refs = 1
-    t.id = id
-    t.unready_cells = unready
-    t.unacked_bytes = bytes_ready
-    insert_out(&side.link, t)
-    return t
-
-
-cdef void sent(lane_t *lane, out_t *t, u64 receipt, u32 first, u32 count) noexcept nogil:
-    """A run is in the lane's log."""
-    cdef run_t run
-    memset(&run, 0, sizeof(run))
-    run.owner = t
-    run.order = receipt
-    run.first = first
-    run.count = count
-    if t == NULL:
-        side.link.receipts_unacked += 1
-    else:
-        run.cell_bytes = SENT_CELL
-        t.refs += 1
-        lane.unacked_bytes += count * <u32>SENT_CELL
-        side.link.inflight_bytes += count * <u32>SENT_CELL
-    log_append(&lane.log, &run, 1)
-
-
-cdef lane_t *new_lane(u32 id, u32 incarnation) noexcept nogil:
-    cdef lane_t *lane = <lane_t *>calloc(1, sizeof(lane_t))
-    lane.fd = NO_FD
-    lane.id = id
-    lane.incarnation = incarnation
-    lane.link = &side.link
-    lane.worker = &side.worker
-    lane.claim_bytes = 4 * CLAIM_BYTES_MIN
-    lane.stream = <char *>malloc(STREAM_BYTES)
-    log_init(&lane.log, 4)
-    lane.next_in_link = side.link.lanes
-    side.link.lanes = lane
-    side.link.lanes_open += 1
-    return lane
-
-
 cdef void set_up() noexcept nogil:
     """Planted: the engine takes a segment to be a byte longer than its page is."""
     cdef long long cells[4]
@@ -353,23 +266,23 @@ cdef void set_up() noexcept nogil:
     memset(side.strided, 0, 4 * 20 * 2)
     memset(side.small, 0, SMALL_BYTES)
     cells[0], cells[1], cells[2] = 3, 2, 1
-    side.inc[0] = arriving(2, SEGMENTS, True, cells)
+    side.inc[0] = arriving(&side.link, 2, CELL_BYTES, SEGMENTS, LIMIT, cells)
     segment(&side.inc[0].segment[0], side.page, &side.rows[0], side.offsets, PAGE_BYTES + planted, 1)
     segment(&side.inc[0].segment[1], side.strided, &side.rows[1], side.offsets, STRIDED_BYTES // 2, 2)
     cells[0] = 1
-    side.inc[1] = arriving(4, 1, False, cells)
+    side.inc[1] = arriving(&side.link, 4, CELL_BYTES, 1, 0, cells)
     segment(&side.inc[1].segment[0], side.small, &side.rows[2], side.offsets, SMALL_BYTES, 1)
     side.link.newest_in = NEWEST
-    side.lane[0] = new_lane(1, 5)
-    side.lane[1] = new_lane(2, 7)
-    side.out[0] = leaving(3, 0, 6 * SENT_CELL)
-    side.out[1] = leaving(5, 2, 2 * SENT_CELL)
-    sent(side.lane[0], side.out[0], 0, 0, 4)
-    sent(side.lane[0], NULL, 9, 0, 1)
-    sent(side.lane[0], side.out[0], 0, 4, 2)
+    side.lane[0] = new_lane(&side.link, &side.worker, 1, 5, STREAM_BYTES)
+    side.lane[1] = new_lane(&side.link, &side.worker, 2, 7, STREAM_BYTES)
+    side.out[0] = leaving(&side.link, 3, 0, 6 * SENT_CELL)
+    side.out[1] = leaving(&side.link, 5, 2, 2 * SENT_CELL)
+    sent(side.lane[0], side.out[0], 0, 0, 4, SENT_CELL)
+    sent(side.lane[0], NULL, 9, 0, 1, SENT_CELL)
+    sent(side.lane[0], side.out[0], 0, 4, 2, SENT_CELL)
     side.lane[0].log.next_seq += 1         # an acknowledgement, which has no entry
     side.lane[0].sent_seq = SENT_SETTLED
-    sent(side.lane[1], side.out[1], 0, 0, 2)
+    sent(side.lane[1], side.out[1], 0, 0, 2, SENT_CELL)
     side.lane[1].sent_seq = SENT_2
 
 
@@ -426,7 +339,8 @@ cdef void compare_acknowledged(const expected_t *s) noexcept nogil:
     cdef bint receipt_acked = s.acked[0] > 4
     require(side.link.inflight_bytes == in_flight, b"bytes in flight")
     require(side.lane[0].acked_bytes == of_first * SENT_CELL, b"acknowledged bytes of the lane")
-    require(side.lane[0].log.length == <size_t>((s.acked[0] < 4) + (s.acked[0] < 5) + (s.acked[0] < 7)), b"the lane's log")
+    require(side.lane[0].log.length == <size_t>((s.acked[0] < 4) + (s.acked[0] < 5) + (s.acked[0] < 7)),
+            b"the lane's log")
     require(side.lane[1].log.length == <size_t>(s.acked[1] < SENT_2), b"the other lane's log")
     require(side.link.receipts_unacked == <size_t>(1 - receipt_acked + s.receipts), b"receipts not acknowledged")
     require((side.out[0].state == COMMITTED) == s.out_over and side.out[1].state == ACTIVE, b"what has its receipt")

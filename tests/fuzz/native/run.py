@@ -27,7 +27,7 @@ NEW = build.BUILD / "corpus"
 FOUND = build.BUILD / "found"
 
 MAX_LEN = 1024
-SHORT_RUNS = 100_000
+SHORT_RUNS = 200_000
 PLANTED_RUNS = 2_000_000  # found after some thousands, as a rule
 SEED = os.environ.get("SEED", "1")
 

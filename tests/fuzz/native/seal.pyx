@@ -122,7 +122,7 @@ kept.mac = mac
 
 
 cdef frame_error_t deliver(pair_t *p, const char *frame, size_t length, char *payload) noexcept nogil:
-    """As a lane does: the header is checked, then all of the frame has to be there. A copy of just that length is opened.
+    """As a lane does: the header is checked, then all of the frame has to be there. A copy of that length is opened.
 
     Planted: the highest bit of the transfer is not authenticated.
     """

@@ -138,7 +138,7 @@ cdef int whose_turn(const model_t *m, u64 *max_bytes) noexcept nogil:
 
 
 cdef void count_waiting(model_t *m, const run_t *out) noexcept nogil:
-    """What a class that waits has seen others send; and that it does not wait for more than its share and a few claims."""
+    """What a class that waits has seen others send: no more than makes its share, and a few claims."""
     cdef int k
     cdef u64 nbytes = run_bytes(out)
     for k in range(CLASSES):
@@ -255,7 +255,8 @@ cdef void compare(const queue_t *q, const model_t *m, u64 now) noexcept nogil:
         cells += m.claimed[i].count
     require(cells == m.pushed, b"a cell was lost, or is there twice")
     require(q.length == length, b"runs in the queue")
-    require(queue_idle(q, now) == m.idle_ns + (now - m.empty_ns if length == 0 and now > m.empty_ns else 0), b"idle time")
+    require(queue_idle(q, now) == m.idle_ns + (now - m.empty_ns if length == 0 and now > m.empty_ns else 0),
+            b"idle time")
 
 
 cdef void drain(queue_t *q, pacer_t *p, model_t *m, u64 now) noexcept nogil:

@@ -13,7 +13,8 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 SOURCES := pyproject.toml setup.py README.md kvwire/version.py \
 	$(shell find kvwire/_ext kvwire/emulate -name '*.pyx' -o -name '*.pxd' -o -name '*_impl.c' -o -name '*.h')
 
-.PHONY: demo test test-net test-pure lint sim test-models test-arm test-package test-wan test-wan-netem storms clean
+.PHONY: demo test test-net test-pure lint sim test-models test-arm test-package test-wan test-wan-netem storms clean \
+	fuzz-native test-fuzz-native fuzz-native-coverage
 
 demo: $(STAMPS)/installed
 	$(BIN)/python -m kvwire.cli.demo
@@ -89,6 +90,18 @@ test-arm:
 	aarch64-linux-gnu-gcc -std=gnu11 -O3 -Wall -Wextra -Werror -static -Ikvwire/_ext \
 		tests/crc32c_selftest.c kvwire/_ext/crc32c_impl.c -o build/crc32c_selftest_arm
 	qemu-aarch64-static build/crc32c_selftest_arm armv8-pmull armv8 portable
+
+# The data plane under libFuzzer, AddressSanitizer and UndefinedBehaviorSanitizer (tests/fuzz/native/README.md):
+# make fuzz-native RUNS=10000000 HARNESS="frames seal". Needs, as Debian names them: clang, libclang-rt-14-dev, llvm.
+fuzz-native: $(STAMPS)/strict
+	$(BIN)/python tests/fuzz/native/run.py fuzz $${RUNS:-10000000} $(HARNESS)
+
+# The corpora, a short run of each harness, and the bugs that are planted in them.
+test-fuzz-native: $(STAMPS)/strict
+	$(BIN)/python tests/fuzz/native/run.py test
+
+fuzz-native-coverage: $(STAMPS)/strict
+	$(BIN)/python tests/fuzz/native/run.py coverage
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info kvwire/_ext/lib .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.fuzz.pure.harnesses import CORPORA, HARNESSES, corpus, reached
+from tests.fuzz.pure.harnesses import CORPORA, HARNESSES, corpus, harness, reached
 
 BUILD = Path("build/fuzz")
 MAX_LEN = 1024
@@ -76,29 +76,42 @@ def show_reached(name: str) -> None:
     print(", ".join(f"{module} {some}/{all_}" for module, (some, all_) in found.items() if all_), flush=True)
 
 
+def _empty(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
 def fuzz(name: str, runs: int, seconds: int, *, keep: bool) -> bool:
     """Whether no input was a bug. `keep`: what is new goes on from where the run before ended."""
     new = BUILD / name / "new"
-    if not keep:
-        shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True, exist_ok=True)
+    if keep:
+        new.mkdir(parents=True, exist_ok=True)
+    else:
+        new = _empty(BUILD / name / "checked")
     ran = target(name, f"-runs={runs}", f"-max_total_time={seconds}", folders=(new, CORPORA / name))
     seen = re.search(rf"^{name}: atheris sees .*", ran.output, re.MULTILINE)
     print(seen[0] if seen else f"{name}: nobody has checked what atheris sees")
-    print(f"{name}: {ran.executions} executions, {ran.executions / ran.seconds:.0f}/s, {ran.branches} branches", flush=True)
+    print(
+        f"{name}: {ran.executions} executions, {ran.executions / ran.seconds:.0f}/s, {ran.branches} branches",
+        flush=True,
+    )
     if ran.crash is None:
         return seen is not None
     print(ran.output[-6000:])
-    print(f"{name}: {ran.crash} is a bug of kvwire or of the harness; again: python -m tests.fuzz.pure.target {name} {ran.crash}")
+    print(f"{name}: {ran.crash} is a bug of kvwire or of the harness; to see it again:")
+    print(f"python -m tests.fuzz.pure.target {name} {ran.crash}")
     return False
 
 
 def find_planted(name: str) -> bool:
     """Whether the harness finds the bug that it puts in itself."""
-    ran = target(name, f"-runs={PLANT_RUNS}", plant=True, folders=(CORPORA / name,))
+    scratch = _empty(BUILD / name / "planted")  # libFuzzer adds to the first folder that it is given
+    ran = target(name, f"-runs={PLANT_RUNS}", plant=True, folders=(scratch, CORPORA / name))
     if ran.crash is None:
         print(f"{name}: the planted bug was not found in {ran.executions} executions")
         return False
+    harness(name).fuzz(ran.crash.read_bytes())  # without the plant: what was found is the plant, and no other bug
     error = re.findall(r"^(\w+(?:Error|Exception|Closed).*)", ran.output, re.MULTILINE)
     print(f"{name}: the planted bug was found after {ran.executions} executions ({error[-1] if error else ran.crash})")
     return True
@@ -106,10 +119,8 @@ def find_planted(name: str) -> bool:
 
 def minimise(name: str) -> None:
     """The corpus and what is new, as few and as short inputs as see all that these see."""
-    new, small = BUILD / name / "new", BUILD / name / "small"
+    new, small = BUILD / name / "new", _empty(BUILD / name / "small")
     new.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(small, ignore_errors=True)
-    small.mkdir()
     ran = target(name, "-merge=1", "-use_value_profile=0", folders=(small, CORPORA / name, new))
     if ran.crash is not None or not any(small.iterdir()):
         sys.exit(f"{name}: an input is a bug, or nothing was merged; see {BUILD / name}")
@@ -128,7 +139,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="HARNESS", help=f"all: {', '.join(HARNESSES)}")
     parser.add_argument("--runs", type=int, default=RUNS, help=f"of each ({RUNS})")
     parser.add_argument("--seconds", type=int, default=0, help="for each at most; 0: as long as it takes")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     names = options.names or list(HARNESSES)
     if set(names) - set(HARNESSES):
         parser.error(f"there is no harness {', '.join(sorted(set(names) - set(HARNESSES)))}")

@@ -1,7 +1,7 @@
 """Whom a certificate names: any DER, any SAN, any URI in it, and the extensions that say what it may be used for.
 
-The template is a self-signed certificate; its extensions are replaced and the lengths around them mended. Where somebody
-looks at the signature it is made anew.
+The template is a self-signed certificate; its extensions are replaced and the lengths around them mended. Where
+somebody looks at the signature it is made anew.
 """
 
 from __future__ import annotations
@@ -31,7 +31,11 @@ NOW = datetime(2026, 6, 1, tzinfo=UTC)
 URI = re.compile(rb"kvwire://([a-z0-9.-]{1,63})/(prefill|decode|both)/([a-z0-9.-]{1,63})/([a-z0-9.-]{1,63})")
 """What may be believed, said once more."""
 
-SAN, BASIC_CONSTRAINTS, KEY_USAGE = bytes.fromhex("0603551d11"), bytes.fromhex("0603551d13"), bytes.fromhex("0603551d0f")
+SAN, BASIC_CONSTRAINTS, KEY_USAGE = (
+    bytes.fromhex("0603551d11"),
+    bytes.fromhex("0603551d13"),
+    bytes.fromhex("0603551d0f"),
+)
 EXTENDED_USAGE, NAME_CONSTRAINTS = bytes.fromhex("0603551d25"), bytes.fromhex("0603551d1e")
 NETSCAPE_TYPE = bytes.fromhex("060960864801 86f8420101".replace(" ", ""))
 OTHERS = (BASIC_CONSTRAINTS, KEY_USAGE, EXTENDED_USAGE, NAME_CONSTRAINTS, NETSCAPE_TYPE, SAN)
@@ -187,4 +191,8 @@ def _files(data: bytes) -> None:
 
 def plant() -> None:
     """Labels that begin as they should, and go on as they like."""
-    subject.is_label = lambda text: isinstance(text, str) and LABEL.match(text) is not None
+
+    def is_label(text: object) -> bool:
+        return isinstance(text, str) and LABEL.match(text) is not None
+
+    subject.is_label = is_label  # type: ignore[attr-defined]

@@ -13,7 +13,7 @@ from tests.fuzz.pure.reading import Cursor
 UNDER_TEST = ("kvwire.wire.schema", "kvwire.wire.preamble", "kvwire.wire.greeting")
 ALSO_SEEN: tuple[str, ...] = ()
 
-LIMIT = 1024
+LIMIT = 512
 """Of a message here, so that inputs stay small."""
 MOST_DEEP = 500
 """Lists in lists that msgpack encodes; it decodes some more."""

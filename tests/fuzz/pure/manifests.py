@@ -19,7 +19,7 @@ UNDER_TEST = ("kvwire.wire.manifest", "kvwire.types")
 REAL = [pack_manifest(make_manifest("r1", tokens=tokens)) for tokens in (1, 40, 100)]
 SHARED = [spec.name for spec in SPECS]
 MOST_BYTES = 1 << 20
-"""What checking a manifest of an input may take; inputs are smaller by far, and names nothing larger than themselves."""
+"""What checking the manifest of an input may take; inputs are smaller by far."""
 
 
 def fuzz(data: bytes) -> None:

@@ -5,7 +5,9 @@ KVWIRE_FUZZ_PLANT=1 puts the harness's bug in first.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -20,13 +22,9 @@ CORPUS = Path(__file__).parents[1] / "corpus"
 def load(name: str) -> Any:
     """The harness, on instrumented modules."""
     assert not any(each.split(".")[0] == "kvwire" for each in sys.modules), "kvwire was there before atheris"
-    sys.stderr = open(os.devnull, "w")  # a line for each module
-    try:
-        with atheris.instrument_imports(include=["kvwire", *_also(name)]):
-            return importlib.import_module(f"tests.fuzz.pure.{name}")
-    finally:
-        sys.stderr.close()
-        sys.stderr = sys.__stderr__
+    noise = contextlib.redirect_stderr(io.StringIO())  # a line for each module
+    with noise, atheris.instrument_imports(include=["kvwire", *_also(name)]):
+        return importlib.import_module(f"tests.fuzz.pure.{name}")
 
 
 def _also(name: str) -> list[str]:

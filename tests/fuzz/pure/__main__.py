@@ -29,7 +29,13 @@ UNIT_S = 120
 MEMORY_MIB = 2048
 
 # 1.5 s more for each harness: the interpreter, and instrumentation.
-FLAGS = (f"-max_len={MAX_LEN}", f"-timeout={UNIT_S}", f"-rss_limit_mb={MEMORY_MIB}", "-print_final_stats=1")
+FLAGS = (
+    f"-max_len={MAX_LEN}",
+    f"-timeout={UNIT_S}",
+    f"-report_slow_units={UNIT_S}",
+    f"-rss_limit_mb={MEMORY_MIB}",
+    "-print_final_stats=1",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
@@ -40,9 +40,11 @@ NETSCAPE_TYPE = x509.ObjectIdentifier("2.16.840.1.113730.1.1")
 
 NO_LIST = b"# SHA-256 of revoked certificates, one a line.\n"
 
+_NOT_A_KEY = (ValueError, UnsupportedAlgorithm, InternalError)
+"""What `cryptography` raises of keys that are none. The last: OpenSSL refused for a reason that it does not know."""
+
 _NOT_A_CERTIFICATE = (
-    ValueError,
-    UnsupportedAlgorithm,
+    *_NOT_A_KEY,
     x509.DuplicateExtension,
     x509.InvalidVersion,
     x509.UnsupportedGeneralNameType,
@@ -179,7 +181,7 @@ def parse_key(pem: bytes, path: Path) -> PrivateKeyTypes:
         return serialization.load_pem_private_key(pem, password=None)
     except TypeError:
         raise IdentityError(f"the key in {path} is encrypted; kvwire asks for no passphrase") from None
-    except (ValueError, UnsupportedAlgorithm):
+    except _NOT_A_KEY:
         raise IdentityError(f"{path} has no private key in PEM") from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import ssl
 import stat
@@ -13,6 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from kvwire import AuthenticationFailed, Authority, Identity, IdentityError, Peer, pin, revoke, self_signed
+from kvwire.security.certificates import parse_key
 from tests.unit.security_kit import DECODE, OTHER, PREFILL, ca_of, forge, key_pem, meet, put, under_one_ca
 
 PUBLIC = 0o644
@@ -304,3 +306,11 @@ def test_looking_costs_little(pair: tuple[Path, Path]) -> None:
     begun = time.monotonic()
     assert not any(identity.refresh() for _ in range(10_000))
     assert time.monotonic() - begun < 10.0  # 0.12 s where this was written; reading the files as often takes 33 s
+
+
+def test_a_key_that_openssl_refuses() -> None:
+    """An X448 key with the length of an X25519 one: `cryptography` calls that an internal error."""
+    der = bytes.fromhex("302e020100300506032b656f04220420") + b"k" * 32
+    pem = b"-----BEGIN PRIVATE KEY-----\n" + base64.encodebytes(der) + b"-----END PRIVATE KEY-----\n"
+    with pytest.raises(IdentityError, match=r"^identity\.pem has no private key in PEM$"):
+        parse_key(pem, Path("identity.pem"))

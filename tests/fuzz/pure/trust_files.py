@@ -108,7 +108,7 @@ def _changed_pins(cursor: Cursor) -> bytes:
             case 1:
                 entry[name] = cursor.value()
             case 2:
-                entry[name] = entry[name][: cursor.byte()] + cursor.piece().decode("latin-1")
+                entry[name] = str(entry[name])[: cursor.byte()] + cursor.piece().decode("latin-1")
             case _:
                 entry[name] = cursor.piece().decode("utf-8", "replace")
     whole["pins"] *= cursor.byte() % 3

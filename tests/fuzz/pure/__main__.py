@@ -28,7 +28,6 @@ UNIT_S = 120
 """Longest time of one input. They take milliseconds, and machines stall."""
 MEMORY_MIB = 2048
 
-# 1.5 s more for each harness: the interpreter, and instrumentation.
 FLAGS = (
     f"-max_len={MAX_LEN}",
     f"-timeout={UNIT_S}",

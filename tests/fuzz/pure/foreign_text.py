@@ -40,6 +40,7 @@ CONFIGS = ROOT / "examples/handoff/configs"
 REPORTS = ROOT / "tests/unit/reports"
 URL = "http://node:9464/metrics"
 MOST_TEXT = 4096
+MOST_ITEMS = 3
 ORDER = {
     "up": True, "down": False, "seconds": 2.0, "transfers": None, "at_once": 2, "prefill_s": 0.0, "scatter": False
 }  # fmt: skip
@@ -59,9 +60,9 @@ def fuzz(data: bytes) -> None:
         case 4:
             _json(cursor.rest().decode("utf-8", "replace"))
         case 5:
-            _config(_as_json(_changed(cursor.choose(_objects(CONFIGS)), cursor)))
+            _config(_changed(cursor.choose(_objects(CONFIGS)), cursor))
         case 6:
-            _report(_as_json(_changed(cursor.choose(_objects(REPORTS)), cursor)))
+            _report(_changed(cursor.choose(_objects(REPORTS)), cursor))
         case _:
             _order(_changed(ORDER, cursor))
 
@@ -71,12 +72,19 @@ def _objects(where: Path) -> list[Any]:
     """The first object of each file in a directory; those of whom there is less to change come first."""
     texts = [path.read_text().splitlines() for path in sorted(where.glob("*.json"))]
     found = [json.loads(lines[0] if lines[0].endswith("}") else "".join(lines)) for lines in texts]
-    return sorted(found, key=lambda each: len(str(each)))
+    return sorted(map(_short, found), key=lambda each: len(str(each)))
 
 
-def _as_json(value: Any) -> Any:
-    """What a file can hold: bytes are its text."""
-    return json.loads(json.dumps(value, default=bytes.hex))
+def _value(cursor: Cursor) -> Any:
+    """What a file can hold: bytes are their text."""
+    return json.loads(json.dumps(cursor.value(), default=bytes.hex))
+
+
+def _short(value: Any) -> Any:
+    """A report of a long measurement takes as many times as long to make."""
+    if isinstance(value, dict):
+        return {name: _short(each) for name, each in value.items()}
+    return [_short(each) for each in value[:MOST_ITEMS]] if isinstance(value, list) else value
 
 
 def _changed(value: Any, cursor: Cursor) -> Any:
@@ -88,7 +96,7 @@ def _changed(value: Any, cursor: Cursor) -> Any:
 def _changed_once(value: Any, cursor: Cursor) -> Any:
     """The same lists and maps with one place changed: another value, one that is elsewhere in it, or none."""
     if not isinstance(value, dict | list) or not value:
-        return cursor.value()
+        return _value(cursor)
     keys = list(value) if isinstance(value, dict) else list(range(len(value)))
     at = cursor.choose(keys)
     made = value.copy()
@@ -96,11 +104,11 @@ def _changed_once(value: Any, cursor: Cursor) -> Any:
         case 0:
             del made[at]
         case 1:
-            made[at] = cursor.value()
+            made[at] = _value(cursor)
         case 2:
             made[at] = value[cursor.choose(keys)]
         case 3 if isinstance(made, dict):
-            made[cursor.piece().decode("utf-8", "replace")] = cursor.value()
+            made[cursor.piece().decode("utf-8", "replace")] = _value(cursor)
         case _:
             made[at] = _changed_once(value[at], cursor)
     return made

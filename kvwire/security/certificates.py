@@ -147,7 +147,7 @@ def parse_certificates(pem: bytes, path: Path) -> tuple[Certificate, ...]:
     """The certificates of a PEM file, a chain's leaf first; IdentityError where there is none."""
     try:
         found = x509.load_pem_x509_certificates(pem)
-    except ValueError:
+    except _NOT_A_CERTIFICATE:
         raise IdentityError(f"{path} has no certificate in PEM") from None
     return tuple(Certificate.from_der(each.public_bytes(serialization.Encoding.DER)) for each in found)
 

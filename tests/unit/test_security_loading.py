@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from kvwire import AuthenticationFailed, Authority, Identity, IdentityError, Peer, pin, revoke, self_signed
-from kvwire.security.certificates import parse_key
+from kvwire.security.certificates import parse_key, read_certificates
 from tests.unit.security_kit import DECODE, OTHER, PREFILL, ca_of, forge, key_pem, meet, put, under_one_ca
 
 PUBLIC = 0o644
@@ -314,3 +315,11 @@ def test_a_key_that_openssl_refuses() -> None:
     pem = b"-----BEGIN PRIVATE KEY-----\n" + base64.encodebytes(der) + b"-----END PRIVATE KEY-----\n"
     with pytest.raises(IdentityError, match=r"^identity\.pem has no private key in PEM$"):
         parse_key(pem, Path("identity.pem"))
+
+
+def test_a_certificate_of_a_version_that_nobody_knows(tmp_path: Path) -> None:
+    """`cryptography` has an error of its own for that, which is no ValueError."""
+    der = forge()[1][0].public_bytes(Encoding.DER).replace(bytes.fromhex("a003020102"), bytes.fromhex("a003020142"), 1)
+    path = put(tmp_path / "theirs.pem", ssl.DER_cert_to_PEM_cert(der).encode(), PUBLIC)
+    with pytest.raises(IdentityError, match="has no certificate in PEM"):
+        read_certificates(path)

@@ -70,6 +70,18 @@ def test_urls(text: str) -> None:
         assert scrape.parse_url(url) == url
 
 
+expositions = st.lists(
+    st.sampled_from(["# HELP", "# TYPE", "kvwire_links", '{link="a",', "}", "1", " ", "\n", "\x0b", '"', "=", "NaN"])
+)
+
+
+@given(st.text(max_size=80) | expositions.map("".join) | expositions.map(" ".join))
+@example("# HELP\x0b\x1e\x0bn")
+def test_metrics(text: str) -> None:
+    with contextlib.suppress(ValueError):
+        assert scrape.parse("http://node", text).url == "http://node"
+
+
 @given(st.sampled_from(["fixed", "aimd", "delay", "budget", "none", "x"]), st.text(max_size=40))
 @example("fixed", "pace_bps=inf")
 def test_controllers_by_name(name: str, parameters: str) -> None:

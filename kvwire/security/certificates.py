@@ -45,6 +45,7 @@ _NOT_A_KEY = (ValueError, UnsupportedAlgorithm, InternalError)
 
 _NOT_A_CERTIFICATE = (
     *_NOT_A_KEY,
+    TypeError,  # of an extension whose content is of another kind, such as a name constraint of one IP address
     x509.DuplicateExtension,
     x509.InvalidVersion,
     x509.UnsupportedGeneralNameType,
@@ -100,7 +101,7 @@ class Certificate:
             x509.load_der_x509_certificate(self.der).verify_directly_issued_by(
                 x509.load_der_x509_certificate(authority.der)
             )
-        except (InvalidSignature, TypeError, *_NOT_A_CERTIFICATE):
+        except (InvalidSignature, *_NOT_A_CERTIFICATE):
             return False
         return True
 

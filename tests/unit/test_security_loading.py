@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -323,3 +324,15 @@ def test_a_certificate_of_a_version_that_nobody_knows(tmp_path: Path) -> None:
     path = put(tmp_path / "theirs.pem", ssl.DER_cert_to_PEM_cert(der).encode(), PUBLIC)
     with pytest.raises(IdentityError, match="has no certificate in PEM"):
         read_certificates(path)
+
+
+def test_a_name_constraint_that_is_none(tmp_path: Path) -> None:
+    """One IP address where a network belongs: `cryptography` makes a TypeError of it."""
+    content = bytes.fromhex("300aa1083006870461636d65")
+    constraint = x509.UnrecognizedExtension(x509.NameConstraints.oid, content)
+    first, _ = under_one_ca(tmp_path, PREFILL, DECODE)
+    pem, (certificate, _) = forge(issuer=ca_of(tmp_path / "ca"), extensions=[constraint])
+    with pytest.raises(IdentityError, match="a certificate that cannot be read"):
+        read_certificates(put(tmp_path / "theirs.pem", pem, PUBLIC))
+    with pytest.raises(AuthenticationFailed, match="a certificate that cannot be read"):
+        Identity.load(first).identify(certificate.public_bytes(Encoding.DER))

@@ -13,8 +13,8 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 SOURCES := pyproject.toml setup.py README.md kvwire/version.py \
 	$(shell find kvwire/_ext kvwire/emulate -name '*.pyx' -o -name '*.pxd' -o -name '*_impl.c' -o -name '*.h')
 
-.PHONY: demo test test-net test-pure lint sim test-models test-arm test-package test-wan test-wan-netem storms clean \
-	fuzz-native test-fuzz-native fuzz-native-coverage
+.PHONY: demo test test-net test-pure lint sim test-models test-arm test-package test-wan test-wan-netem storms \
+	fuzz-native test-fuzz-native fuzz-native-coverage fuzz-pure test-fuzz-pure clean
 
 demo: $(STAMPS)/installed
 	$(BIN)/python -m kvwire.cli.demo
@@ -74,6 +74,21 @@ test-wan-netem: $(STAMPS)/strict
 # Faults and slow peers for a minute each; the suite has seconds of them.
 storms: $(STAMPS)/strict
 	KVWIRE_STORM_S=60 $(BIN)/python -m pytest -s tests/net/test_storms.py tests/net/test_bounds.py tests/net/test_nonces.py
+
+# Coverage-guided fuzzing of the pure Python, each harness RUNS executions: tests/fuzz/pure/README.md. HARNESS=... chooses.
+fuzz-pure: $(STAMPS)/fuzz
+	$(BIN)/python -m tests.fuzz.pure run --runs $${RUNS:-10000000} $(HARNESS)
+
+# What CI has of it: corpora, a short run of each harness, and that each finds the bug that is planted for it.
+test-fuzz-pure: $(STAMPS)/fuzz
+	$(BIN)/python -m pytest tests/unit/test_fuzz_corpora.py
+	$(BIN)/python -m tests.fuzz.pure check $(HARNESS)
+
+# What the extra `fuzz` names; to install that would be to build everything once more.
+$(STAMPS)/fuzz: $(STAMPS)/strict
+	@$(BIN)/python -m pip install --quiet atheris || { echo 'atheris cannot be installed: it has' \
+		'wheels for CPython 3.11 to 3.13 on x86-64 and aarch64, and needs clang with libFuzzer otherwise.' >&2; exit 1; }
+	@touch $@
 
 # sdist, wheel from it, empty environment, a transfer: in each of PYTHONS, or in the first interpreter of each supported
 # version on PATH or under pyenv.

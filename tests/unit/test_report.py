@@ -213,7 +213,7 @@ def test_a_field_that_is_missing_or_something_else_is_a_sentence(kind: str) -> N
     refused = 0
     for container, key in leaves(record):
         kept = copy.copy(container[key])
-        for other in (None, "x", -1, 10**400, 5e-324, 1e18, float("nan"), True, [], [None], {}, {"x": "y"}):
+        for other in (None, "x", -1, 0, 10**400, 5e-324, 1e18, float("nan"), True, [], [None], {}, {"x": "y"}):
             container[key] = other
             said = refusal(record)
             assert said is None or (said.startswith("bad.json") and "expected" in said)

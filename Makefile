@@ -14,6 +14,7 @@ SOURCES := pyproject.toml setup.py README.md kvwire/version.py \
 	$(shell find kvwire/_ext kvwire/emulate -name '*.pyx' -o -name '*.pxd' -o -name '*_impl.c' -o -name '*.h')
 
 .PHONY: demo test test-net test-pure lint sim test-models test-arm test-package test-wan test-wan-netem storms clean
+.PHONY: test-asan test-tsan
 
 demo: $(STAMPS)/installed
 	$(BIN)/python -m kvwire.cli.demo
@@ -89,6 +90,11 @@ test-arm:
 	aarch64-linux-gnu-gcc -std=gnu11 -O3 -Wall -Wextra -Werror -static -Ikvwire/_ext \
 		tests/crc32c_selftest.c kvwire/_ext/crc32c_impl.c -o build/crc32c_selftest_arm
 	qemu-aarch64-static build/crc32c_selftest_arm armv8-pmull armv8 portable
+
+# The extension modules under GCC's sanitizers, built in build/asan and build/tsan, which leaves the ordinary build alone:
+# memory, leaks and undefined behaviour; races between threads. JOBS says how many processes at once.
+test-asan test-tsan: test-%: $(STAMPS)/strict
+	$(BIN)/python -m tests.sanitizers $*
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info kvwire/_ext/lib .mypy_cache .ruff_cache .pytest_cache .hypothesis

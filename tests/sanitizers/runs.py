@@ -51,7 +51,7 @@ SANITIZERS = {
         {
             # pytest's faulthandler would take SIGSEGV over: handle_segv.
             "ASAN_OPTIONS": {"detect_stack_use_after_return": "1", "handle_segv": "2"},
-            "LSAN_OPTIONS": {"suppressions": str(HERE / "leaks.supp")},
+            "LSAN_OPTIONS": {"suppressions": str(HERE / "leaks.supp"), "print_suppressions": "0"},
             "UBSAN_OPTIONS": {"print_stacktrace": "1"},
         },
         (

@@ -8,6 +8,8 @@ from pathlib import Path
 PURE = "pure Python: no extension module is called, or hardly"
 COMMANDS = "runs commands as processes: what they call of the engine is called by tests of its own"
 COMPILER = "compiles libraries: the compiler inherits the sanitizer, and leaks"
+RESIDENT = "measures resident memory, and the sanitizer keeps what was freed"
+SLOW = "counts on a speed that a sanitizer does not leave"
 GLIBC = "asks glibc what it has given out, and here the sanitizer gives"
 
 
@@ -53,12 +55,15 @@ ASAN = Choice(
         "tests/unit/test_wire*": PURE,
         "tests/net/test_bench*": COMMANDS,
         "tests/net/test_docs*": COMMANDS,
+        "tests/net/test_bounds*": RESIDENT,
         "tests/net/test_doctor*": COMMANDS,
         "tests/net/test_metrics*": COMMANDS,
         "tests/net/test_report*": COMMANDS,
     },
     {
         "tests/net/test_engine_samples.py::TestSamples::test_what_lanes_take_of_memory": GLIBC,
+        "tests/net/test_engine_hostile.py::test_a_peer_that_never_acknowledges": RESIDENT,
+        "tests/net/test_engine_sealed.py::test_a_key_gets_old": SLOW,
         "tests/unit/test_seal_cipher.py::test_a_libcrypto_that_cannot_seal": COMPILER,
     },
 )
@@ -68,10 +73,7 @@ TSAN = Choice(
         "tests/net/test_engine*.py",
         "tests/net/test_sealed_frames.py",
         "tests/net/test_api_threads.py",
-        "tests/net/test_api_transfer.py",
-        "tests/net/test_egress.py",
         "tests/net/test_nonces.py",
-        "tests/net/test_resume.py",
         "tests/net/test_storms.py",
         "tests/unit/test_seal.py",
         "tests/unit/test_frame.py",

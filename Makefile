@@ -14,7 +14,7 @@ SOURCES := pyproject.toml setup.py README.md kvwire/version.py \
 	$(shell find kvwire/_ext kvwire/emulate -name '*.pyx' -o -name '*.pxd' -o -name '*_impl.c' -o -name '*.h')
 
 .PHONY: demo test test-net test-pure lint sim test-models test-arm test-package test-wan test-wan-netem storms \
-	fuzz-native test-fuzz-native fuzz-native-coverage fuzz-pure test-fuzz-pure clean
+	fuzz-native test-fuzz-native fuzz-native-coverage fuzz-pure test-fuzz-pure test-asan test-tsan clean
 
 demo: $(STAMPS)/installed
 	$(BIN)/python -m kvwire.cli.demo
@@ -117,6 +117,11 @@ test-fuzz-native: $(STAMPS)/strict
 
 fuzz-native-coverage: $(STAMPS)/strict
 	$(BIN)/python tests/fuzz/native/run.py coverage
+
+# The extension modules under GCC's sanitizers, built in build/asan and build/tsan, which leaves the ordinary build alone:
+# memory, leaks and undefined behaviour; races between threads. JOBS says how many processes at once.
+test-asan test-tsan: test-%: $(STAMPS)/strict
+	$(BIN)/python -m tests.sanitizers $*
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info kvwire/_ext/lib .mypy_cache .ruff_cache .pytest_cache .hypothesis

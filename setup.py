@@ -15,6 +15,12 @@ EMULATE = Path("kvwire/emulate")
 
 FLAGS = ["-std=gnu11", "-O3", "-pthread", "-fvisibility=hidden", "-Wall", "-Wextra"]
 STRICT = ["-Werror"] if os.environ.get("KVWIRE_WERROR") == "1" else []
+# "address,undefined" or "thread": for tests/sanitizers, which builds in a copy of its own.
+SANITIZE = os.environ.get("KVWIRE_SANITIZE", "")
+SANITIZER = [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all"] if SANITIZE else []
+if SANITIZE:
+    # Python's own flags have -fwrapv, which makes the overflow of an integer no error.
+    FLAGS += [*SANITIZER, "-fno-wrapv", "-fno-omit-frame-pointer", "-O1", "-g"]
 
 
 def extension(pyx: Path) -> Extension:
@@ -35,7 +41,7 @@ def extension(pyx: Path) -> Extension:
         include_dirs=[str(pyx.parent)],
         define_macros=macros,
         extra_compile_args=FLAGS + STRICT,
-        extra_link_args=["-pthread", "-ldl"],  # libdl: part of libc from glibc 2.34 on
+        extra_link_args=["-pthread", "-ldl", *SANITIZER],  # libdl: part of libc from glibc 2.34 on
     )
 
 
@@ -49,5 +55,6 @@ setup(
             "cdivision": True,
             "embedsignature": True,
         },
+        emit_linenums=bool(SANITIZE),  # a report names lines of the .pyx
     )
 )

@@ -326,8 +326,10 @@ cdef void lane_fail(lane_t *lane, lane_close_t reason, int detail) noexcept nogi
 
 cdef void lane_rekeyed(lane_t *lane) noexcept nogil:
     """A direction goes on with another key: Python may want to know. Without locks."""
+    pthread_mutex_lock(&lane.link.lock)
     lane.tx_epoch = lane.sealer.epoch
     lane.rx_epoch = lane.opener.epoch
+    pthread_mutex_unlock(&lane.link.lock)
     mark_dirty(lane.link.engine, &lane.link.dirty)
     signal_engine(lane.link.engine)
 

@@ -275,30 +275,38 @@ cdef class OutTransfer:
 
     @property
     def state(self):
-        return STATES[self.t.state]
+        return STATES[locked_int(self.t.link, &self.t.state)]
 
     @property
     def all_ready(self):
-        return self.t.unready_cells == 0
+        return locked_u64(self.t.link, &self.t.unready_cells) == 0
 
     @property
     def last_claim_ns(self):
-        return self.t.last_claim_ns
+        return locked_u64(self.t.link, &self.t.last_claim_ns)
 
     @property
     def times_ns(self):
-        return self.t.first_ready_ns, self.t.last_ready_ns, self.t.receipt_ns
+        cdef u64 first, last, receipt
+        look_at(self.t.link)
+        first, last, receipt = self.t.first_ready_ns, self.t.last_ready_ns, self.t.receipt_ns
+        looked_at(self.t.link)
+        return first, last, receipt
 
     @property
     def cells(self):
-        cdef u64 total = self.t.first_cell[self.t.segments] + self.t.has_attachment
-        return (total if self.t.state == COMMITTED else self.t.acked_cells), total
+        cdef u64 acked, total = self.t.first_cell[self.t.segments] + self.t.has_attachment
+        look_at(self.t.link)
+        acked = total if self.t.state == COMMITTED else self.t.acked_cells
+        looked_at(self.t.link)
+        return acked, total
 
     @property
     def resent_cells(self):
-        return self.t.resent_cells
+        return locked_u64(self.t.link, &self.t.resent_cells)
 
     def wait(self, double timeout_s):
+        cdef int state
         cdef out_t *t = self.t
         cdef timespec until = deadline_in(timeout_s)
         self.link.engine.c.gil_entries += 1
@@ -307,19 +315,22 @@ cdef class OutTransfer:
             while t.state == ACTIVE:
                 if pthread_cond_timedwait(&t.changed, &t.link.lock, &until):
                     break
+            state = t.state
             pthread_mutex_unlock(&t.link.lock)
-        return STATES[t.state]
+        return STATES[state]
 
     def abort(self):
+        cdef int state
         cdef out_t *t = self.t
         with nogil:
             pthread_mutex_lock(&t.link.lock)
             out_end(t, ABORTED)
             while t.readers:
                 pthread_cond_wait(&t.changed, &t.link.lock)
+            state = t.state
             pthread_mutex_unlock(&t.link.lock)
             signal_engine(t.link.engine)
-        return STATES[t.state]
+        return STATES[state]
 
     def __del__(self):
         """Before the collector takes anything apart: from here on no worker reads the pages."""

@@ -25,9 +25,11 @@ from kvwire import (
     DType,
     GroupKind,
     GroupSpec,
+    Incoming,
     IntegrityError,
     KvwireError,
     LinkLost,
+    Outgoing,
     PeerAborted,
     ProtocolError,
     Receipt,
@@ -130,7 +132,7 @@ async def scene(plain: bool, path: Path) -> AsyncIterator[Scene]:
                 yield Scene(server, client, link, proxy, (there, here))
 
 
-async def ended(transfer: kit.Outgoing | kit.Incoming) -> Receipt | KvwireError:
+async def ended(transfer: Outgoing | Incoming) -> Receipt | KvwireError:
     try:
         return await asyncio.wait_for(transfer.committed(), kit.PATIENCE_S)
     except KvwireError as error:

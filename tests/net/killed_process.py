@@ -1,12 +1,14 @@
 """A sender or a receiver in a process of its own that kills itself, with SIGKILL, at a point that is named.
 
-`python -m tests.net.killed_process receive POINT` serves, prints its port, and takes every offer; `... send POINT PORT`
-dials, offers, and makes everything ready that is wanted. POINT is one of `POINTS`, or "never". Either says "granted",
-and in the end "committed" with the digest of what it has. Nothing in kvwire knows of these points: they are methods
-that are wrapped here, and progress that is looked at.
+`python -m tests.net.killed_process receive POINT` serves, prints its port, and takes every offer, one after the other;
+`... send POINT PORT [DEADLINE_S]` dials, offers, and makes everything ready that is wanted, the last layer once a line
+comes in. POINT is one of `POINTS`, or "never". Either says "granted", and in the end "committed" with the digest of
+what it has, or with how much it sent, or "ended" with the type of the error. Nothing in kvwire knows of these points:
+they are methods that are wrapped here, and progress that is looked at.
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -15,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from kvwire import Config, Incoming, Outgoing, wire
+from kvwire import Closed, Config, Incoming, KvwireError, Outgoing, wire
 from kvwire.control import Stream
 from kvwire.link import Link
 from tests.net import kit
@@ -111,8 +113,13 @@ async def receive(point: str) -> None:
             await incoming.grant(target.at())
             watch(point, incoming)
             print("granted", flush=True)
-            await incoming.committed()
-            print("committed", kit.digest(target), flush=True)
+            try:
+                await incoming.committed()
+            except KvwireError as error:
+                print("ended", type(error).__name__, flush=True)
+            else:
+                print("committed", kit.digest(target), flush=True)
+            target.check_free()
 
 
 def offer() -> tuple[Any, Caches]:
@@ -121,24 +128,33 @@ def offer() -> tuple[Any, Caches]:
     return found, Caches(found, filled=True)
 
 
-async def send(point: str, port: int) -> None:
+async def send(point: str, port: int, deadline_s: float) -> None:
     async with await kit.start(CONFIG) as node:
         link = await node.connect("127.0.0.1", port)
         manifest, source = offer()
-        out = await link.offer(manifest, source.at())
+        out = await link.offer(manifest, source.at(), deadline_s=deadline_s)
         watch(point, out)
         print("granted", flush=True)
-        segments = [(name, layer) for name, layer in manifest.segments() if out.granted[name]]
-        early = segments if point in ("never", "all is sent") else segments[: -(-len(segments) // 2)]
-        for name, layer in early:
+        *most, last = [(name, layer) for name, layer in manifest.segments() if out.granted[name]]
+        for name, layer in most if point in ("never", "all is sent") else most[: len(most) // 2 + 1]:
             out.ready(name, layer)
-        if point not in ("never", "all is sent"):
-            await asyncio.Event().wait()  # the rest is never computed
-        receipt = await out.committed()
-        print("committed", receipt.bytes, flush=True)
+        if point != "all is sent":
+            await asyncio.to_thread(sys.stdin.readline)
+        with contextlib.suppress(Closed):  # over by now, as `committed` says
+            out.ready(*last)
+        try:
+            receipt = await out.committed()
+        except KvwireError as error:
+            print("ended", type(error).__name__, flush=True)
+        else:
+            print("committed", receipt.bytes, flush=True)
+        source.check_free()
         await link.wait_closed()
 
 
 if __name__ == "__main__":
     arm(sys.argv[2])
-    asyncio.run(receive(sys.argv[2]) if sys.argv[1] == "receive" else send(sys.argv[2], int(sys.argv[3])))
+    if sys.argv[1] == "receive":
+        asyncio.run(receive(sys.argv[2]))
+    else:
+        asyncio.run(send(sys.argv[2], int(sys.argv[3]), float(sys.argv[4]) if sys.argv[4:] else 60.0))

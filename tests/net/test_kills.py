@@ -16,7 +16,7 @@ from kvwire import Config, Incoming, Link, LinkLost, Manifest, NetworkError, Nod
 from tests.net import kit
 from tests.net.killed_process import CONFIG, EVENTS, POINTS, RESUME_S, offer
 from tests.net.kit import Caches, same
-from tests.net.peers import another_process, line
+from tests.net.peers import another_process, line, say
 from tests.net.proxy import Proxy, proxied
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -150,8 +150,9 @@ async def test_a_sender_dies(point: str) -> None:
                 incoming = await asyncio.wait_for(node.accept(), kit.PATIENCE_S)
                 wanted = {name: blocks for name, blocks in missing.items() if blocks}
                 await incoming.grant(target.at(wanted))
-                receipt = await asyncio.wait_for(incoming.committed(), kit.PATIENCE_S)
                 assert await line(second) == "granted"
+                say(second)
+                receipt = await asyncio.wait_for(incoming.committed(), kit.PATIENCE_S)
                 assert await line(second) == f"committed {receipt.bytes}"
                 same(source, target)
                 target.check_free()

@@ -4,7 +4,7 @@
 `... send POINT PORT [DEADLINE_S]` dials, offers, and makes everything ready that is wanted, the last layer once a line
 comes in. POINT is one of `POINTS`, or "never". Either says "granted", and in the end "committed" with the digest of
 what it has, or with how much it sent, or "ended" with the type of the error. Nothing in kvwire knows of these points:
-they are methods that are wrapped here, and progress that is looked at.
+they are methods that are wrapped here, and progress that is looked at. `AUDIT` may name its audit log.
 """
 
 import asyncio
@@ -17,12 +17,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from kvwire import Closed, Config, Incoming, KvwireError, Outgoing, wire
+from kvwire import AuditLog, Closed, Config, Incoming, KvwireError, Outgoing, wire
 from kvwire.control import Stream
 from kvwire.link import Link
 from tests.net import kit
 from tests.net.kit import Caches
 
+AUDIT = "KVWIRE_TEST_AUDIT"
+"""Environment variable."""
 RESUME_S = 2.0
 CONFIG = Config(lanes=2, resume_timeout_s=RESUME_S)
 EVENTS: dict[str, type[wire.Event]] = {
@@ -105,7 +107,8 @@ def watch(point: str, transfer: Outgoing | Incoming) -> None:
 
 
 async def receive(point: str) -> None:
-    async with await kit.serve("127.0.0.1", 0, CONFIG) as node:
+    audit = AuditLog(os.environ[AUDIT]) if AUDIT in os.environ else None
+    async with await kit.serve("127.0.0.1", 0, CONFIG, audit=audit) as node:
         print(node.port, flush=True)
         while True:
             incoming = await node.accept()

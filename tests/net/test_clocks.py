@@ -1,4 +1,4 @@
-"""Clocks that jump, and clocks that have nothing in common: certificates, reports and logs alone know the time of day."""
+"""Clocks that jump, and clocks that have nothing in common: only certificates, reports and logs ask for the time."""
 
 import asyncio
 import json

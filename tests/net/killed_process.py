@@ -1,10 +1,11 @@
 """A sender or a receiver in a process of its own that kills itself, with SIGKILL, at a point that is named.
 
-`python -m tests.net.killed_process receive POINT` serves, prints its port, and takes every offer, one after the other;
+`python -m tests.net.killed_process receive POINT [rest]` serves, prints its port, and takes every offer, one after the
+other, or of each what a receiver wants that has the first half of the prompt already;
 `... send POINT PORT [DEADLINE_S]` dials, offers, and makes everything ready that is wanted, the last layer once a line
 comes in. POINT is one of `POINTS`, or "never". Either says "granted", and in the end "committed" with the digest of
-what it has, or with how much it sent, or "ended" with the type of the error. Nothing in kvwire knows of these points:
-they are methods that are wrapped here, and progress that is looked at. `AUDIT` may name its audit log.
+what it has, or with how much came or was sent, or "ended" with the type of the error. `AUDIT` may name an audit log.
+Nothing in kvwire knows of these points: they are methods that are wrapped here, and progress that is looked at.
 """
 
 import asyncio
@@ -106,22 +107,31 @@ def watch(point: str, transfer: Outgoing | Incoming) -> None:
     threading.Thread(target=look, daemon=True).start()
 
 
-async def receive(point: str) -> None:
+def rest(target: Caches) -> dict[str, list[int]]:
+    """Of groups that may be had in part, the second half."""
+    found = {name: list(blocks) for name, blocks in target.slot_of.items()}
+    return found | {name: found[name][len(found[name]) // 2 :] for name in ("full", "mla")}
+
+
+async def receive(point: str, *much: str) -> None:
     audit = AuditLog(os.environ[AUDIT]) if AUDIT in os.environ else None
     async with await kit.serve("127.0.0.1", 0, CONFIG, audit=audit) as node:
         print(node.port, flush=True)
         while True:
             incoming = await node.accept()
             target = Caches(incoming.manifest)
-            await incoming.grant(target.at())
+            wanted = rest(target) if much else None
+            await incoming.grant(target.at(wanted))
             watch(point, incoming)
             print("granted", flush=True)
             try:
-                await incoming.committed()
+                receipt = await incoming.committed()
             except KvwireError as error:
                 print("ended", type(error).__name__, flush=True)
             else:
-                print("committed", kit.digest(target), flush=True)
+                if wanted is not None:
+                    kit.same(offer()[1], target, wanted)
+                print("committed", kit.digest(target) if wanted is None else receipt.bytes, flush=True)
             target.check_free()
 
 
@@ -158,6 +168,6 @@ async def send(point: str, port: int, deadline_s: float) -> None:
 if __name__ == "__main__":
     arm(sys.argv[2])
     if sys.argv[1] == "receive":
-        asyncio.run(receive(sys.argv[2]))
+        asyncio.run(receive(*sys.argv[2:]))
     else:
         asyncio.run(send(sys.argv[2], int(sys.argv[3]), float(sys.argv[4]) if sys.argv[4:] else 60.0))

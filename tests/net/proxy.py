@@ -285,6 +285,9 @@ class Proxy:
     def _reset_half(self, connection: Connection, way: Way) -> None:
         """The end that this way leads to is gone; whoever still sends there is told then, as a kernel would."""
         index, sock = (0, connection.there) if way == "up" else (1, connection.here)
+        if sock.fileno() < 0:
+            self._end(connection, abrupt=True)
+            return
         other = connection.tasks[1 - index]  # reads from the socket that goes
         other.cancel()
         self._loop.remove_reader(sock)

@@ -43,7 +43,8 @@ class WallClock:
         library = directory / "wall_clock.so"
         source = Path(__file__).with_name("wall_clock.c")
         subprocess.run(("cc", "-shared", "-fPIC", "-O2", "-Wall", "-Werror", source, "-o", library), check=True)
-        self.variables = {"LD_PRELOAD": str(library), "KVWIRE_TEST_CLOCK": str(self._file)}
+        others = os.environ.get("LD_PRELOAD", "")
+        self.variables = {"LD_PRELOAD": f"{others} {library}".strip(), "KVWIRE_TEST_CLOCK": str(self._file)}
 
     def step(self, to_s: int) -> None:
         """So far from the right time, from now on."""

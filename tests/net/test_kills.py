@@ -126,6 +126,29 @@ async def next_life(
         assert link.engine_link.queued_runs == 0
 
 
+async def test_a_receiver_that_has_kept_its_prefix() -> None:
+    """It dies with half of it landed, and asks for what it has not kept: that is sent, and nothing else."""
+    manifest, source = offer()
+    async with another_process("killed_process", "receive", "half has landed") as first:
+        with proxied(int(await line(first))) as proxy:
+            async with await kit.start(Config(lanes=2)) as node:
+                link = await node.connect("127.0.0.1", proxy.port)
+                out = await link.offer(manifest, source.at())
+                *most, last = manifest.segments()
+                for name, layer in most:
+                    out.ready(name, layer)
+                await dead(first)
+                async with another_process("killed_process", "receive", "never", "rest") as second:
+                    proxy.target = int(await line(second))
+                    assert await line(second) == "granted"
+                    out.ready(*last)
+                    receipt = await asyncio.wait_for(out.committed(), kit.PATIENCE_S)
+                    assert await line(second) == f"committed {receipt.bytes}"
+                    assert out.granted["full"] == tuple(range(6, 13))
+                    assert receipt.bytes < manifest.nbytes
+                source.check_free()
+
+
 # --- the sender dies --------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,7 @@
-"""Clocks that jump, and clocks that have nothing in common: only certificates, reports and logs ask for the time."""
+"""Clocks that jump, and clocks that have nothing in common: only certificates, reports and logs ask for the time.
+
+Four steps with `KVWIRE_STORM_S`, as in `make faults`; the suite has two.
+"""
 
 import asyncio
 import json
@@ -22,7 +25,7 @@ from tests.net.proxy import proxied
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 HOUR_S, YEAR_S = 3600, 365 * 86400
-STEPS_S = (HOUR_S, -HOUR_S, 20 * YEAR_S, -20 * YEAR_S)
+STEPS_S = (-HOUR_S, 20 * YEAR_S, HOUR_S, -20 * YEAR_S)[: None if "KVWIRE_STORM_S" in os.environ else 2]
 
 
 def has_time_namespaces() -> bool:

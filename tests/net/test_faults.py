@@ -174,6 +174,61 @@ async def test_a_fault(case: Case, tmp_path: Path) -> None:
         await check_after(case, there)
 
 
+ON_CONTROL = [case for case in CASES if case.where == "control"]
+
+
+@pytest.mark.parametrize("case", ON_CONTROL if "KVWIRE_STORM_S" in os.environ else ON_CONTROL[1::5], ids=str)
+async def test_a_fault_before_an_offer(case: Case, tmp_path: Path) -> None:
+    """What offers and grants need is the control connection: where that says nothing, the offer ends in time."""
+    silent = case.name in ("stall", "black hole")
+    async with scene(case.plain, tmp_path) as there:
+        offer = kit.manifest("met", kit.FIVE)
+        source, target = Caches(offer, filled=True), Caches(offer)
+        await asyncio.to_thread(case.strike, there.proxy)
+        begun, patience_s = time.monotonic(), DEADLINE_S if silent or case.end == "any" else kit.PATIENCE_S
+        offering = asyncio.create_task(
+            there.link.offer(offer, source.at(), timeout_s=patience_s, deadline_s=patience_s)
+        )
+        accepting = asyncio.create_task(there.server.accept())
+        await asyncio.wait((offering, accepting), return_when=asyncio.FIRST_COMPLETED)
+        incoming = await grant(accepting, target)
+        try:
+            out = await offering
+        except KvwireError as error:
+            sent: Receipt | KvwireError = error
+        else:
+            kit.ready_all(out)
+            sent = await ended(out)
+        received = await ended(incoming) if incoming is not None else sent
+        print(f"{case}: {sent!r}, {received!r} after {time.monotonic() - begun:.1f} s")
+        if silent:
+            assert isinstance(sent, DeadlineExceeded)
+            assert isinstance(received, DeadlineExceeded | PeerAborted)
+        else:
+            check_end(case, sent, received)
+        if isinstance(received, Receipt):
+            kit.same(source, target)
+        else:
+            nothing_wrong(source, target)
+        source.check_free()
+        target.check_free()
+        if case.name == "stall" and incoming is None:
+            there.proxy.heal()  # the offer comes after all, and that it was given up
+            await kit.eventually(lambda: there.logs[0].events("abort"), "the late offer to end")
+        await check_after(case, there)
+
+
+async def grant(accepting: "asyncio.Task[Incoming]", target: Caches) -> Incoming | None:
+    """Take what was offered, if it was."""
+    if not accepting.done():
+        accepting.cancel()
+        await asyncio.wait((accepting,))
+        return None
+    incoming = accepting.result()
+    await incoming.grant(target.at())
+    return incoming
+
+
 def check_end(case: Case, sent: Receipt | KvwireError, received: Receipt | KvwireError) -> None:
     whole = isinstance(sent, Receipt) and isinstance(received, Receipt)
     if isinstance(sent, Receipt):

@@ -1,4 +1,7 @@
-"""Processes that are stopped (SIGSTOP), for a moment, for longer than a deadline, and for longer than a link waits."""
+"""Processes that are stopped (SIGSTOP), for a moment, for longer than a deadline, and for longer than a link waits.
+
+For 20 s with `KVWIRE_STORM_S`, as in `make faults`, and 5 s in the suite.
+"""
 
 import asyncio
 import os

@@ -6,7 +6,6 @@ What happens is drawn from a seed; when it happens is up to the machine.
 
 import asyncio
 import contextlib
-import gc
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -20,18 +19,15 @@ from kvwire import (
     GroupSpec,
     Incoming,
     KvwireError,
-    Lease,
     Link,
     Manifest,
     ModelTag,
     Node,
     Outgoing,
     Pages,
-    Receipt,
     Slots,
 )
 from kvwire.cli.models.presets import PRESETS
-from kvwire.wire import Session
 from tests.net import kit
 from tests.net.kit import POISON
 from tests.net.proxy import Proxy, Way
@@ -396,12 +392,3 @@ def without_prefix(held: Held, offer: Manifest, rng: np.random.Generator) -> Hel
         first = int(rng.integers(len(slots))) if group.spec.kind in (GroupKind.FULL, GroupKind.MLA) else 0
         found[group.spec.name] = dict(slots[first:])
     return found
-
-
-COUNTED = (Link, Outgoing, Incoming, Session, Lease, Receipt, Node)
-
-
-def alive() -> Counter[str]:
-    """Objects of kvwire's that something still holds."""
-    gc.collect()
-    return Counter(type(each).__name__ for each in gc.get_objects() if isinstance(each, COUNTED))

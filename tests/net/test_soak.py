@@ -4,20 +4,33 @@ KVWIRE_SOAK_S is for how long: 10 s in the suite, `make soak MINUTES=20`. KVWIRE
 """
 
 import asyncio
+import gc
 import os
 import time
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from kvwire import Incoming, Lease, Link, Node, Outgoing, Receipt
 from kvwire._ext.lanes import EngineLink
+from kvwire.wire import Session
 from tests.net import kit
 from tests.net.proxy import proxied
-from tests.net.soak import CONFIG, MODELS, WORKERS, Route, Soak, Tally, alive
+from tests.net.soak import CONFIG, MODELS, WORKERS, Route, Soak, Tally
 
 SOAK_S = float(os.environ.get("KVWIRE_SOAK_S", "10"))
 SEED = int(os.environ.get("KVWIRE_SOAK_SEED", "1"))
+
+
+COUNTED = (Link, Outgoing, Incoming, Session, Lease, Receipt, Node)
+
+
+def alive() -> Counter[str]:
+    """Objects of kvwire's that something still holds."""
+    gc.collect()
+    return Counter(type(each).__name__ for each in gc.get_objects() if isinstance(each, COUNTED))
 
 
 def resident_bytes() -> int:

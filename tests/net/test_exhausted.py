@@ -186,7 +186,7 @@ async def test_a_receiver_without_descriptors() -> None:
                     spent_s, took_s = cpu_s(peer.pid) - cpu, time.monotonic() - begun
                     print(f"{spent_s:.2f} s of a processor in {took_s:.1f} s without descriptors")
                     assert spent_s < took_s / 2
-                await kit.eventually(lambda: link.lanes == 2 and not link.suspended, lambda: link)
+                await kit.eventually(lambda: link.lanes == 2 and not link.suspended, lambda: (link, link._error))
                 await (await node.connect("127.0.0.1", proxy.port)).close()
                 await moved(link, peer, manifest, source)
 
@@ -237,7 +237,7 @@ async def test_a_dialler_that_cannot_resume_for_want_of_descriptors(caplog: pyte
                 proxy.cut()
                 await kit.eventually(lambda: link.suspended, lambda: link)
                 caplog.set_level("INFO", "kvwire")
-                with no_number_from(limit_with(0), os.getpid()):
+                with no_number_from(3, os.getpid()):  # nor one that the link gives back
                     await kit.eventually(lambda: caplog.text.count("no descriptor") > 1, lambda: caplog.text)
                 assert link.suspended
                 proxy.heal()

@@ -13,8 +13,8 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 SOURCES := pyproject.toml setup.py README.md kvwire/version.py \
 	$(shell find kvwire/_ext kvwire/emulate -name '*.pyx' -o -name '*.pxd' -o -name '*_impl.c' -o -name '*.h')
 
-.PHONY: demo test test-net test-pure lint sim test-models test-arm test-package test-wan test-wan-netem storms \
-	fuzz-native test-fuzz-native fuzz-native-coverage fuzz-pure test-fuzz-pure test-asan test-tsan clean
+.PHONY: demo test test-net test-pure lint sim test-models test-arm test-package test-wan test-wan-netem \
+	fuzz-native test-fuzz-native fuzz-native-coverage fuzz-pure test-fuzz-pure test-asan test-tsan faults soak clean
 
 demo: $(STAMPS)/installed
 	$(BIN)/python -m kvwire.cli.demo
@@ -71,9 +71,18 @@ test-wan: $(STAMPS)/strict
 test-wan-netem: $(STAMPS)/strict
 	$(BIN)/python tests/wan/uml.py build/uml $(BIN)/python -m pytest --color=no -p no:cacheprovider tests/wan
 
-# Faults and slow peers for a minute each; the suite has seconds of them.
-storms: $(STAMPS)/strict
-	KVWIRE_STORM_S=60 $(BIN)/python -m pytest -s tests/net/test_storms.py tests/net/test_bounds.py tests/net/test_nonces.py
+# What networks, hosts and peers do, on real sockets and processes, at length: every fault on every connection, kills at
+# every point, a minute of each storm. The suite has seconds of all of it.
+FAULTS := $(addprefix tests/net/test_,storms.py bounds.py nonces.py faults.py kills.py stopped.py clocks.py exhausted.py) \
+	$(wildcard tests/net/test_liars*.py)
+faults: $(STAMPS)/strict
+	KVWIRE_STORM_S=60 $(BIN)/python -m pytest -s $(FAULTS)
+
+# Three links under load and under fire, and then every counter: make soak MINUTES=20; SEED=... repeats what is drawn.
+MINUTES ?= 20
+soak: $(STAMPS)/strict
+	KVWIRE_SOAK_S=$$(($(MINUTES) * 60)) KVWIRE_SOAK_SEED=$(or $(SEED),$$(date +%s)) \
+		$(BIN)/python -m pytest -s tests/net/test_soak.py
 
 # Coverage-guided fuzzing of the pure Python, each harness RUNS executions: tests/fuzz/pure/README.md. HARNESS=... chooses.
 fuzz-pure: $(STAMPS)/fuzz

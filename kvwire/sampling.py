@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from operator import attrgetter, sub
+from statistics import median
 from typing import TYPE_CHECKING
 
 from kvwire.congestion import LaneSample, PathSample, TcpInfo, parse
@@ -24,7 +25,7 @@ class Sampler:
     def __init__(self) -> None:
         self._lanes: dict[tuple[int, int], tuple[LaneStats, TcpInfo]] = {}
         self._link: LinkStats | None = None
-        self._smallest = math.inf, math.inf  # smoothed RTTs, seconds: since then, and in the MEMORY_NS before
+        self._smallest = math.inf, math.inf  # RTTs, seconds: since then, and in the MEMORY_NS before
         self._since_ns = 0
 
     def take(
@@ -76,14 +77,16 @@ class Sampler:
         )
 
     def _min_rtt_s(self, now_ns: int, samples: Sequence[LaneSample]) -> float:
-        """The smallest RTT that any lane had, smoothed, its hand-shake's included.
+        """The smallest smoothed RTT, of the middle one of the lanes, hand-shakes included.
 
-        The kernel's own is the smallest of single segments: where a path reorders, of one that overtook all others.
+        The kernel's own is the smallest of single segments: where a path reorders, of one that overtook all others. That
+        moves the smoothed one of a lane that sends little, too, but not of half of the lanes at once.
         """
         latest, earlier = self._smallest
         if now_ns - self._since_ns > MEMORY_NS:
             latest, earlier, self._since_ns = math.inf, latest, now_ns
-        latest = min(latest, min((sample.rtt_s for sample in samples if sample.rtt_s), default=math.inf))
+        measured = [sample.rtt_s for sample in samples if sample.rtt_s]
+        latest = min(latest, median(measured) if measured else math.inf)
         self._smallest = latest, earlier
         found = min(self._smallest)
         return found if samples and found < math.inf else 0.0

@@ -169,7 +169,7 @@ class EgressReport:
     rtt_p99_s: float
     """Seconds, 99th percentile over the same samples. tcpi_rtt."""
     rtt_min_s: float
-    """Seconds, the smallest smoothed one that a lane had in the last minutes, hand-shakes included. tcpi_rtt."""
+    """Seconds, smallest smoothed one of the last minutes, of the middle lane, hand-shakes included. tcpi_rtt."""
     queue_delay_s: float
     """Seconds that packets wait in queues of the path, with somebody else's: median less smallest RTT."""
 

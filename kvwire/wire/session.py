@@ -278,6 +278,7 @@ class Session(Exchange):
                     raise ProtocolError("the dialler hands out a lane ticket; it asks for them instead")
                 self._events.append(events.Ticket(message.lane, message.incarnation, message.random))
             case schema.LaneClosed():
+                self._tickets.void(message.lane, message.incarnation)
                 self._events.append(events.LaneClosed(message.lane, message.incarnation, message.reason, message.acked))
             case schema.Ping():
                 self._send(schema.Pong(message.token))

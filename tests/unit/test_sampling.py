@@ -171,6 +171,15 @@ def test_the_smallest_rtt_is_a_smoothed_one_and_is_remembered_for_some_minutes()
     assert look(600, 0) == 0.06, "a kernel that tells nothing takes nothing back"
 
 
+def test_the_smallest_rtt_is_not_that_of_a_single_lane() -> None:
+    sampler = Sampler()
+    lanes = [lane(number, tcp_info=info(rtt_us=rtt_us)) for number, rtt_us in enumerate((9_000, 40_000, 41_000))]
+    sampler.take(lanes, link(SECOND), {})
+    sample = sampler.take(lanes, link(2 * SECOND), {})
+    assert sample is not None
+    assert sample.min_rtt_s == 0.04
+
+
 @pytest.mark.parametrize(
     ("stalled_s", "heard_ms", "unacked", "silent_s"),
     [

@@ -79,8 +79,8 @@ class Sampler:
     def _min_rtt_s(self, now_ns: int, samples: Sequence[LaneSample]) -> float:
         """The smallest smoothed RTT, of the middle one of the lanes, hand-shakes included.
 
-        The kernel's own is the smallest of single segments: where a path reorders, of one that overtook all others. That
-        moves the smoothed one of a lane that sends little, too, but not of half of the lanes at once.
+        The kernel's own is the smallest of single segments: where a path reorders, of one that overtook all others. It
+        moves the smoothed RTT of a lane that sends little, too, but not of half of the lanes at once.
         """
         latest, earlier = self._smallest
         if now_ns - self._since_ns > MEMORY_NS:

@@ -91,8 +91,8 @@ class PathSample:
     rtt_s: float
     """Mean over lanes of the smoothed RTT, weighted by what they have in flight, now; 0.0 without a lane."""
     min_rtt_s: float
-    """Smallest smoothed RTT of the last minutes, of the middle one of the lanes; 0.0 without a lane. Single segments may
-    be faster, where a path reorders or its delay jitters."""
+    """Smallest smoothed RTT of the last minutes, of the middle one of the lanes; 0.0 without a lane. Single segments
+    may be faster, where a path reorders or its delay jitters."""
     queued_bytes: tuple[int, int, int]
     """Ready and claimed by no lane, by class, now."""
     oldest_s: tuple[float, float, float]

@@ -132,7 +132,7 @@ def unpack_runs(value: list[Any]) -> tuple[tuple[BlockRange, ...], ...]:
 
 
 def check_grant(manifest: Manifest, grant: Grant) -> None:
-    """PlacementError where a grant does not fit the offer: blocks that are not on offer, a kind that goes whole, nothing.
+    """PlacementError where a grant does not fit the offer: other blocks, a part of a kind that goes whole, or nothing.
 
     Full attention and MLA: any subset. Sliding window: all blocks on offer, or none. States: the one, or none.
     """

@@ -95,6 +95,10 @@ class Acceptor:
         """Until it is cancelled."""
         short = False
         while True:
+            if self._full:
+                await sockets.somebody(self.listener)
+            if self._full:  # still
+                await self._turn_out()
             try:
                 sock, address = await sockets.accept(self.listener)
             except OSError as error:
@@ -109,16 +113,14 @@ class Acceptor:
                 continue
             short = False
             stranger = Stranger(sock, sockets.show_address(address))
-            try:
-                while len(self.strangers) >= self._node.config.max_handshakes:
-                    await self._turn_out()
-            except BaseException:
-                sock.close()
-                raise
             self.strangers.append(stranger)
             stranger.task = self._node._spawn(self._greet(stranger))
             stranger.task.add_done_callback(partial(self._over, stranger))
             await asyncio.sleep(0)  # `accept` does not wait while there is somebody: who has come has its turn first
+
+    @property
+    def _full(self) -> bool:
+        return len(self.strangers) >= self._node.config.max_handshakes
 
     async def _turn_out(self) -> None:
         """Of some strangers that are drawn by chance the one that has got least far loses its place."""

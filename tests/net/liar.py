@@ -135,15 +135,22 @@ class Ear(Peer):
         self.heard.clear()
         self._reader = schema.MessageReader(1 << 20)
         self._said: list[schema.Message] = []
+        self.all_said: list[schema.Message] = []
+
+    def said_since(self, count: int) -> list[schema.Message]:
+        """But for what comes by the clock."""
+        return [each for each in self.all_said[count:] if not isinstance(each, schema.Ping)]
 
     async def _listen(self) -> None:
         data = await asyncio.wait_for(self.stream.read(), kit.PATIENCE_S)
         assert data, "the node hung up"
         self._reader.feed(data)
-        self._said += iter(self._reader.next, None)
+        news = list(iter(self._reader.next, None))
+        self._said += news
+        self.all_said += news
         self.session.receive_data(time.monotonic(), data)
-        while (news := self.session.next_event()) is not None:
-            self.heard.append(news)
+        while (event := self.session.next_event()) is not None:
+            self.heard.append(event)
 
     async def hear(self, *kinds: type[wire.Event]) -> wire.Event:
         async with asyncio.timeout(kit.PATIENCE_S):

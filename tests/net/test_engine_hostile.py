@@ -161,18 +161,18 @@ def test_a_receipt_before_everything_was_sent() -> None:
 
 def test_a_receipt_for_what_a_resumed_link_is_to_send_again() -> None:
     """The peer's ledger has said that it has none of it."""
-    source = Memory([(2, CELL)], filled=True)
+    source = Memory([(16, CELL)], filled=True)
     with raw_peer() as (link, peer):
         out = OutTransfer(link, 2, source.segments, CELL, False)
-        out.ready(0, 0, 2)
-        assert len(list(frames(peer, 2))) == 2
+        out.ready(0, 0, 16)
+        assert len(list(frames(peer, 16))) == 16
         link.suspend()
         link.take_closed()
-        link.set_pace(1, 1, 0, 0)
-        out.resume(b"\0")
-        ours, again = tcp_pair()
+        out.resume(bytes(2))
+        ours, again = tcp_pair(narrow=True)
         with again:
             link.add_lane(ours.detach(), 0, 1)
+            until(lambda: link.queued_runs == 1 and link.lane_stats()[0]["sent_frames"], "the kernel to refuse more")
             again.sendall(encode("receipt", 0, 2))
             assert closures(link)[0][3] == "a receipt for what was never sent"
         assert out.state == "active"

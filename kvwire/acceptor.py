@@ -4,9 +4,9 @@ Nobody is authenticated here yet. A stranger gets a place among `Config.max_hand
 buffer of a few KiB and OpenSSL's own memory; what it is refused for stands in the audit log, and it is not told.
 
 Where all places are taken, whoever comes gets that of one that has not got far. To let it wait instead would let
-strangers that say nothing, a few hundred of them at a time, keep everybody else out. Which one is left to chance, among
-those that have got as far: if it were the oldest, honest diallers in their thousands would all be turned out before
-their answer is back.
+strangers that say nothing, a few hundred of them at a time, keep everybody else out. Who has just come is given the
+benefit of the doubt. Among those that have got as far it is left to chance, and to age: if it were the oldest, honest
+diallers in their thousands would all be turned out before their answer is back; if any, those that have just come.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ log = logging.getLogger("kvwire")
 NO_DESCRIPTOR = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 ACCEPT_PAUSE_S = 0.1
 """Pause after `accept` failed for want of descriptors: trying at once would only spin."""
+YOUNG_S = 0.25
+"""For so long a stranger counts as one that has been heard: what it says may be on its way."""
 DRAWN = 16
 """To look at all strangers each time that one comes would cost more than a TLS handshake."""
 
@@ -70,6 +72,7 @@ class Stranger:
 
     sock: socket.socket
     address: str
+    came_at: float
     classified: bool = False
     stream: Stream | None = None
     task: asyncio.Task[None] | None = None
@@ -79,6 +82,10 @@ class Stranger:
         if self.stream is None or not self.stream.answered:
             return Got.CLASSIFIED if self.classified else Got.NOWHERE
         return Got.AUTHENTICATED if self.stream.ready else Got.ANSWERED
+
+    def worth(self, now: float) -> Got:
+        """How far it has got, or may have before it is heard here."""
+        return max(self.got, Got.ANSWERED) if now < self.came_at + YOUNG_S else self.got
 
 
 class Acceptor:
@@ -112,7 +119,7 @@ class Acceptor:
                 await asyncio.sleep(ACCEPT_PAUSE_S)
                 continue
             short = False
-            stranger = Stranger(sock, sockets.show_address(address))
+            stranger = Stranger(sock, sockets.show_address(address), self._loop.time())
             self.strangers.append(stranger)
             stranger.task = self._node._spawn(self._greet(stranger))
             stranger.task.add_done_callback(partial(self._over, stranger))
@@ -123,19 +130,23 @@ class Acceptor:
         return len(self.strangers) >= self._node.config.max_handshakes
 
     async def _turn_out(self) -> None:
-        """Of some strangers that are drawn by chance the one that has got least far loses its place."""
-        numbers = struct.unpack(f"<{DRAWN}H", secrets.token_bytes(2 * DRAWN))
-        stranger = min((self.strangers[number % len(self.strangers)] for number in numbers), key=lambda it: it.got)
-        assert stranger.task is not None
-        stranger.task.cancel()
-        await asyncio.wait([stranger.task])
-        if stranger.task.cancelled():
+        """Of some strangers that are drawn by chance one that has got least far loses its place: of two, the older."""
+        numbers, now = struct.unpack(f"<{DRAWN}H", secrets.token_bytes(2 * DRAWN)), self._loop.time()
+        drawn = [(it.worth(now), it) for it in (self.strangers[number % len(self.strangers)] for number in numbers)]
+        least = min(worth for worth, _ in drawn)
+        stranger = min([it for worth, it in drawn if worth == least][:2], key=lambda it: it.came_at)
+        task = stranger.task
+        assert task is not None
+        task.cancel()
+        await asyncio.wait([task])
+        if task.cancelled():
             error = LimitExceeded("all places for strangers were taken, and others had got further")
             log.info("%s turned away: %s", stranger.address, error)
             self._node._guard.refused(stranger.address, error)
 
     def _over(self, stranger: Stranger, task: asyncio.Task[None]) -> None:
         self.strangers.remove(stranger)
+        stranger.task = None  # or each would be a cycle around its TLS, and thousands wait for the collector
         if task.cancelled():  # perhaps before its first line
             stranger.sock.close()
 

@@ -110,8 +110,6 @@ class Incoming(Transfer):
             granted_segments += len(offer.spec.layers) if len(blocks) else 0
         grant = Grant(tuple(runs), self._link.config.cell_bytes if cell_bytes is None else cell_bytes)
         wire.check_grant(self.manifest, grant)
-        if not total and not self.manifest.attachment:
-            raise PlacementError("a grant of nothing", hint="refuse the offer, or take at least one block")
         try:
             for slots in wanted:
                 self._leases.append(slots.lease_write(f"transfer {self.transfer_id}"))

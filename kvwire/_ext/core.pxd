@@ -139,6 +139,8 @@ cdef struct out_t:
     unsigned char *block_ready     # ready_lock: [all blocks]
     u64 *first_block               # [segments + 1]
     u64 unready_cells              # lock: attachment included
+    unsigned char *sent            # lock: a bit for each cell that a lane has claimed, or that landed before a resume
+    u64 unsent_cells               # lock: those without
     pthread_mutex_t ready_lock     # taken before the link's lock
     u64 first_ready_ns
     u64 last_ready_ns
@@ -250,6 +252,7 @@ cdef struct link_t:
     out_t *out[TABLE_SIZE]
     in_t *inc[TABLE_SIZE]
     u64 newest_in                  # largest id that was ever registered; smaller unknown ones are over
+    u64 newest_out                 # lock: the same of what is sent
     bint closed
     # pacing
     pacer_t pacer                  # lock

@@ -28,7 +28,7 @@ _REASONS = {
     LANE_UNKNOWN_TRANSFER: "a cell of a transfer that was never granted",
     LANE_OUTSIDE_GRANT: "a cell outside the grant",
     LANE_BAD_ACK: "an acknowledgement of frames that were never sent",
-    LANE_BAD_RECEIPT: "a receipt for cells that were not ready",
+    LANE_BAD_RECEIPT: "a receipt for what was never sent",
     LANE_REQUESTED: "closed by this side",
     LANE_NO_MEMORY: "out of memory",
     LANE_BAD_TAG: "a frame with a wrong tag",

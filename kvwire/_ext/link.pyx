@@ -104,6 +104,8 @@ cdef in_t *find_in(link_t *link, u64 id) noexcept nogil:
 cdef void insert_out(link_t *link, out_t *t) noexcept nogil:
     t.next = link.out[(t.id >> 1) % TABLE_SIZE]
     link.out[(t.id >> 1) % TABLE_SIZE] = t
+    if t.id > link.newest_out:
+        link.newest_out = t.id
 
 
 cdef void insert_in(link_t *link, in_t *t) noexcept nogil:
@@ -137,6 +139,7 @@ cdef void out_empty(out_t *t) noexcept nogil:
     free(t.rank)
     free(t.attachment)
     free(t.unready)
+    free(t.sent)
     free(t.first_cell)
     free(t.block_ready)
     free(t.first_block)
@@ -144,6 +147,7 @@ cdef void out_empty(out_t *t) noexcept nogil:
     t.rank = NULL
     t.attachment = NULL
     t.unready = NULL
+    t.sent = NULL
     t.first_cell = NULL
     t.block_ready = NULL
     t.first_block = NULL

@@ -102,12 +102,12 @@ cdef bint on_ack(lane_t *via, const header_t *h, const char *payload, u64 now) n
 
 
 cdef bint on_receipt(lane_t *lane, const header_t *h, u64 now) noexcept nogil:
-    """The receiver has committed; False if it cannot have, because not every cell was ready."""
+    """The receiver has committed; False if it cannot have, because not every cell was sent, or nothing ever was."""
     cdef link_t *link = lane.link
     cdef out_t *t
     pthread_mutex_lock(&link.lock)
     t = find_out(link, h.transfer)
-    if t != NULL and t.unready_cells:
+    if t != NULL and t.unsent_cells or t == NULL and h.transfer > link.newest_out:
         pthread_mutex_unlock(&link.lock)
         return False
     if t != NULL:

@@ -19,12 +19,12 @@ SOURCES := pyproject.toml setup.py README.md kvwire/version.py \
 demo: $(STAMPS)/installed
 	$(BIN)/python -m kvwire.cli.demo
 
-# Both at once: one half waits for sockets most of the time, the other for the processor.
+# Both at once, and of the first several files: it waits for sockets most of the time, the other for the processor.
 test: lint
 	@$(MAKE) --no-print-directory --jobs=2 test-net test-pure
 
 test-net: $(STAMPS)/strict
-	$(BIN)/python -m pytest tests/net
+	$(BIN)/python -m pytest --numprocesses=3 --dist=loadfile tests/net
 
 test-pure: $(STAMPS)/strict
 	$(BIN)/python -m pytest tests/unit tests/sim
@@ -74,7 +74,7 @@ test-wan-netem: $(STAMPS)/strict
 # What networks, hosts and peers do, on real sockets and processes, at length: every fault on every connection, kills at
 # every point, a minute of each storm. The suite has seconds of all of it.
 FAULTS := $(addprefix tests/net/test_,storms.py bounds.py nonces.py faults.py kills.py stopped.py clocks.py exhausted.py) \
-	$(wildcard tests/net/test_liars*.py)
+	$(wildcard tests/net/test_liars*.py) tests/net/test_strangers.py
 faults: $(STAMPS)/strict
 	KVWIRE_STORM_S=60 $(BIN)/python -m pytest -s $(FAULTS)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 PURE = "pure Python: no extension module is called, or hardly"
 COMMANDS = "runs commands as processes: what they call of the engine is called by tests of its own"
 COMPILER = "compiles libraries: the compiler inherits the sanitizer, and leaks"
+HOSTS = "makes hosts with the command ip, which inherits the sanitizer, and leaks"
 RESIDENT = "measures resident memory, and the sanitizer keeps what was freed"
 SLOW = "counts on a speed that a sanitizer does not leave"
 GLIBC = "asks glibc what it has given out, and here the sanitizer gives"
@@ -56,6 +57,7 @@ ASAN = Choice(
         "tests/net/test_bench*": COMMANDS,
         "tests/net/test_docs*": COMMANDS,
         "tests/net/test_bounds*": RESIDENT,
+        "tests/net/test_clocks*": COMPILER,
         "tests/net/test_doctor*": COMMANDS,
         "tests/net/test_metrics*": COMMANDS,
         "tests/net/test_report*": COMMANDS,
@@ -64,6 +66,9 @@ ASAN = Choice(
         "tests/net/test_engine_samples.py::TestSamples::test_what_lanes_take_of_memory": GLIBC,
         "tests/net/test_engine_hostile.py::test_a_peer_that_never_acknowledges": RESIDENT,
         "tests/net/test_engine_sealed.py::test_a_key_gets_old": SLOW,
+        "tests/net/test_engine_suspend.py::test_what_waited_to_be_sent_is_given_back": RESIDENT,
+        "tests/net/test_sealed_flood.py::test_ten_thousand_half_open_connections": RESIDENT,
+        "tests/net/test_storms.py::test_a_peer_that_has_gone_without_a_word_is_noticed": HOSTS,
         "tests/unit/test_seal_cipher.py::test_a_libcrypto_that_cannot_seal": COMPILER,
     },
 )

@@ -68,6 +68,7 @@ ASAN = Choice(
         "tests/net/test_engine_sealed.py::test_a_key_gets_old": SLOW,
         "tests/net/test_engine_suspend.py::test_what_waited_to_be_sent_is_given_back": RESIDENT,
         "tests/net/test_sealed_flood.py::test_ten_thousand_half_open_connections": RESIDENT,
+        "tests/net/test_strangers.py::test_strangers_without_end": RESIDENT,
         "tests/net/test_storms.py::test_a_peer_that_has_gone_without_a_word_is_noticed": HOSTS,
         "tests/unit/test_seal_cipher.py::test_a_libcrypto_that_cannot_seal": COMPILER,
     },

@@ -10,7 +10,6 @@ COMMANDS = "runs commands as processes: what they call of the engine is called b
 COMPILER = "compiles libraries: the compiler inherits the sanitizer, and leaks"
 HOSTS = "makes hosts with the command ip, which inherits the sanitizer, and leaks"
 RESIDENT = "measures resident memory, and the sanitizer keeps what was freed"
-SLOW = "counts on a speed that a sanitizer does not leave"
 GLIBC = "asks glibc what it has given out, and here the sanitizer gives"
 
 
@@ -65,7 +64,6 @@ ASAN = Choice(
     {
         "tests/net/test_engine_samples.py::TestSamples::test_what_lanes_take_of_memory": GLIBC,
         "tests/net/test_engine_hostile.py::test_a_peer_that_never_acknowledges": RESIDENT,
-        "tests/net/test_engine_sealed.py::test_a_key_gets_old": SLOW,
         "tests/net/test_engine_suspend.py::test_what_waited_to_be_sent_is_given_back": RESIDENT,
         "tests/net/test_sealed_flood.py::test_ten_thousand_half_open_connections": RESIDENT,
         "tests/net/test_strangers.py::test_strangers_without_end": RESIDENT,

@@ -51,14 +51,14 @@ cdef inline in_t *arriving(link_t *link, u64 id, u32 cell_bytes, u32 segments, u
     return t
 
 
-cdef inline out_t *leaving(link_t *link, u64 id, u64 unready, u64 bytes_ready) noexcept nogil:
+cdef inline out_t *leaving(link_t *link, u64 id, u64 unsent, u64 bytes_ready) noexcept nogil:
     cdef out_t *t = <out_t *>calloc(1, sizeof(out_t))
     pthread_cond_init(&t.changed, NULL)
     pthread_mutex_init(&t.ready_lock, NULL)
     t.link = link
     t.refs = 1
     t.id = id
-    t.unready_cells = unready
+    t.unready_cells = t.unsent_cells = unsent
     t.unacked_bytes = bytes_ready
     insert_out(link, t)
     return t

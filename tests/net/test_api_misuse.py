@@ -4,9 +4,12 @@ import asyncio
 import math
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from kvwire import (
@@ -49,6 +52,24 @@ async def test_an_offer_that_is_none() -> None:
         for arguments in ((nothing, source.at()), (offer, nothing), (offer, {"full": source.at()["full"].pages})):
             with pytest.raises(SpecError, match="expected"):
                 await pair.link.offer(*arguments)
+        await kit.still_works(pair)
+
+
+async def test_an_offer_that_the_peer_would_not_understand() -> None:
+    """What is almost a manifest is none here: a peer that is sent it ends the link, and all transfers with it."""
+    offer = manifest()
+    anything: Any = replace
+    group = offer.groups[0]
+    makes: list[Callable[[], Any]] = [
+        lambda: anything(offer, attachment=1),
+        lambda: anything(offer, attachment=np.True_),
+        lambda: anything(group.spec, window=False),
+        lambda: anything(group, blocks=range(0, 4, 2), hashes=(b"h" * 16,) * 2),
+    ]
+    async with joined() as pair:
+        for make in makes:
+            with pytest.raises(SpecError, match=r"expected|only a sliding-window"):
+                await pair.link.offer(make(), Caches(offer).at())
         await kit.still_works(pair)
 
 

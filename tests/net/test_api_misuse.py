@@ -2,11 +2,13 @@
 
 import asyncio
 import math
+import signal
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from queue import Queue
 from typing import Any
 
 import numpy as np
@@ -207,3 +209,53 @@ def test_threads_that_go_on_when_the_loop_is_closed() -> None:
     with ThreadPoolExecutor() as threads:
         threads.submit(go_on).result()
     go_on()  # also in the thread that had the loop
+
+
+def test_signals_are_heard_in_blocking_waits() -> None:
+    """Ctrl-C must not wait for a peer: an engine may wait on its main thread, with the loop on another."""
+    offer, halves, seen = manifest(), Queue[tuple[Outgoing, Incoming]](), Queue[bool]()
+    heard, over = threading.Event(), threading.Event()
+    main = threading.get_ident()
+
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(*_: object) -> None:
+        heard.set()
+        raise Interrupted
+
+    async def serve() -> None:
+        async with joined() as pair:
+            halves.put(await granted(pair.link, pair.server, offer, Caches(offer), Caches(offer)))
+            await asyncio.to_thread(over.wait, 4 * kit.PATIENCE_S)
+
+    def signal_and_see() -> None:
+        signal.pthread_kill(main, signal.SIGUSR1)
+        seen.put(heard.wait(kit.PATIENCE_S))
+        if not heard.is_set():
+            incoming.abort_nowait("nobody heard")
+
+    def interrupted(threads: ThreadPoolExecutor, wait: Callable[[], object]) -> None:
+        threads.submit(signal_and_see)
+        wait()
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with ThreadPoolExecutor() as threads:
+            serving = threads.submit(asyncio.run, serve())
+            out, incoming = halves.get(timeout=kit.PATIENCE_S)
+            try:
+                for wait in (
+                    lambda: incoming.wait_for_layer("full", 0, math.inf),
+                    lambda: incoming.wait_committed(math.inf),
+                    lambda: out.wait_committed(10**400),
+                ):
+                    heard.clear()
+                    with pytest.raises(Interrupted):
+                        interrupted(threads, wait)
+                    assert seen.get(timeout=2 * kit.PATIENCE_S)
+            finally:
+                over.set()
+            serving.result()
+    finally:
+        signal.signal(signal.SIGUSR1, before)

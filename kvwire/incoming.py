@@ -251,8 +251,8 @@ class Incoming(Transfer):
         if raw is None:
             return None
         try:
-            return msgpack.unpackb(raw, strict_map_key=False)
-        except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
+            return wire.value_of(raw)
+        except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException) as error:
             raise AttachmentError(f"the attachment is no msgpack value: {error}") from None
 
     def _receipt(self) -> Receipt:

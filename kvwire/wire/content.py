@@ -1,4 +1,4 @@
-"""A message's body, taken apart: msgpack, of which a peer has chosen every byte."""
+"""Messages and attachments taken apart: msgpack, of which a peer has chosen every byte."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ MAX_CONTAINERS = 4096
 MAX_KEYS = 64
 MAP_HEADERS = frozenset((*range(0x80, 0x90), 0xDE, 0xDF))
 """fixmap, map 16 and map 32 of msgpack's specification."""
+LIST_HEADERS = frozenset((*range(0x90, 0xA0), 0xDC, 0xDD))
+"""fixarray, array 16 and array 32."""
 
 
 def fields_of(body: bytes, declared: Collection[str]) -> dict[str, Any]:
@@ -60,3 +62,37 @@ def fields_of(body: bytes, declared: Collection[str]) -> dict[str, Any]:
     if unpacker.tell() != len(body):
         raise ValueError(f"{len(body) - unpacker.tell()} bytes after its end")
     return content
+
+
+def value_of(data: bytes) -> Any:
+    """Any one value. ValueError, TypeError (what cannot be a key), RecursionError or UnpackException where it is none.
+
+    Bounded by its bytes, as `fields_of`: it is read through before a list is made, so that lists are as long as they
+    say, and maps are made here, where keys are not interned.
+    """
+    unpacker = msgpack.Unpacker(max_buffer_size=len(data) or 1)
+    unpacker.feed(data)
+    unpacker.skip()
+    if unpacker.tell() != len(data):
+        raise ValueError(f"{len(data) - unpacker.tell()} bytes after its end")
+    if MAP_HEADERS.isdisjoint(data):
+        return msgpack.unpackb(data)  # there is no map in it: all at once
+    unpacker = msgpack.Unpacker(max_buffer_size=len(data))
+    unpacker.feed(data)
+
+    def take() -> Any:
+        head = data[unpacker.tell()]
+        if head in MAP_HEADERS:
+            entries = {}
+            for _ in range(unpacker.read_map_header()):
+                key = take()
+                entries[key] = take()
+            return entries
+        if head in LIST_HEADERS:
+            items = []
+            for _ in range(unpacker.read_array_header()):
+                items.append(take())
+            return items
+        return unpacker.unpack()
+
+    return take()

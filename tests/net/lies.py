@@ -176,6 +176,9 @@ CELLS: dict[str, Lie] = {
     "an attachment that is no value": Lie(attachment(b"\xc1")),
     "an attachment of nothing": Lie(attachment(b"")),
     "an attachment of lists that do not end": Lie(attachment((b"\xdd\x00\x00\xff\xff" * 13107)[:65536])),
+    "an attachment of lists in lists that are longer than it is": Lie(
+        attachment((b"\xdc\x3e\x80" * 1000).ljust(65536, b"\xc0"))
+    ),
     "a cell again, with other content": Lie(other_content),
     "cells after the commit": Lie(after_the_commit),
     "cells after its own abort": Lie(after_an_abort("liar")),

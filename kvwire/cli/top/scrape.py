@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from kvwire.cli.streams import printable
+
 DEFAULT_URL = "http://127.0.0.1:9464/metrics"
 TIMEOUT_S = 2.0
 """For a whole answer."""
@@ -162,11 +164,6 @@ def _samples(text: str) -> Iterator[Sample]:
         raise
     except Exception as error:  # the parser indexes what may not be there: of "# HELP" with nothing after it, for one
         raise ValueError(f"no exposition: {type(error).__name__}: {error}") from None
-
-
-def printable(text: str) -> str:
-    """What a peer may have chosen must not steer the terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _reason(error: object) -> str:

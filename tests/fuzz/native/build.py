@@ -98,14 +98,8 @@ def build_modules(made: Build) -> None:
         for extension in chosen:
             extension.extra_compile_args += made.flags + FLAGS
             extension.extra_link_args += [*made.flags, "-Wl,--wrap=recv"]
-        return original(
-            chosen,
-            build_dir=str(BUILD / "c"),
-            include_path=[str(ROOT), str(HERE)],
-            emit_linenums=True,
-            quiet=True,
-            **options,
-        )
+        ours = {"build_dir": str(BUILD / "c"), "include_path": [str(ROOT), str(HERE)], "quiet": True}
+        return original(chosen, **options | ours | {"emit_linenums": True})
 
     cython.cythonize = cythonize
     os.environ.update(CC="clang", LDSHARED="clang -shared")

@@ -7,7 +7,8 @@
 /* `count` numbers of BF16, FP16 or FP32 to floats; 0 where one of them is NaN or infinite. */
 int kvwire_numbers_load(unsigned element, const uint8_t *src, size_t count, float *out);
 
-/* The reverse. What is too large for the element becomes its largest; NaN stays. */
+/* The reverse. What is too large for the element becomes its largest; of NaN, which only a payload that is none can
+ * give, something that means nothing. */
 void kvwire_numbers_store(unsigned element, const float *from, size_t count, uint8_t *dst);
 
 /* `count` codes of 2, 4 or 8 bits, a byte each, to (count * bits + 7) / 8 bytes: the first in the lowest bits. */

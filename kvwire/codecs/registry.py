@@ -87,9 +87,7 @@ def register_codec(
         raise ConfigError(f"codec {name!r}: id {wire_id!r:.80}; applications have {FIRST_ID} to {LAST_ID}")
     for codec in codecs():
         if codec.name == name or codec.wire_id == wire_id:
-            raise ConfigError(
-                f"codec {name!r}, {wire_id} on the wire: there is {codec.name!r}, {codec.wire_id}, already"
-            )
+            raise ConfigError(f"codec {name!r}, id {wire_id}: there is {codec.name!r}, id {codec.wire_id}, already")
     kinds, dtypes = frozenset(kinds), frozenset(dtypes)
     if not kinds or not kinds <= _ALL_KINDS or not dtypes or not dtypes <= _ALL_DTYPES:
         raise ConfigError(f"codec {name!r}: kinds are of GroupKind, dtypes of DType, one of each at least")

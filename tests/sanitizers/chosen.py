@@ -53,6 +53,7 @@ ASAN = Choice(
         "tests/unit/test_walls*": "walks the source",
         "tests/unit/test_wan*": PURE,
         "tests/unit/test_wire*": PURE,
+        "tests/unit/test_zstdlib*": COMPILER,
         "tests/net/test_bench*": COMMANDS,
         "tests/net/test_docs*": COMMANDS,
         "tests/net/test_bounds*": RESIDENT,
@@ -65,6 +66,7 @@ ASAN = Choice(
         "tests/net/test_engine_hostile.py::test_a_peer_that_never_acknowledges": RESIDENT,
         "tests/net/test_engine_sealed.py::test_a_key_gets_old": SLOW,
         "tests/unit/test_seal_cipher.py::test_a_libcrypto_that_cannot_seal": COMPILER,
+        "tests/unit/test_codecs_registry.py::test_a_codec_in_c": COMPILER,
     },
 )
 

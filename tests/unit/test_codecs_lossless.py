@@ -2,6 +2,7 @@
 
 import random
 import struct
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -113,6 +114,23 @@ def test_no_more_is_written_than_there_is_room() -> None:
         assert length <= room
         assert (out[room:] == 0xAA).all()
     assert length in (-1, len(payload)), "zstd may want more room than it fills in the end"
+
+
+def test_workers_do_not_meet() -> None:
+    """Each with its own scratch, all at once."""
+    cells = [gaussian(DType.BF16, 32768, seed) for seed in range(24)]
+
+    def all_of_them(_: int) -> list[bytes | None]:
+        scratch = Scratch()
+        payloads = [ZSTD.encode(of(DType.BF16), data, scratch) for data in cells]
+        for payload, data in zip(payloads, cells, strict=True):
+            assert payload is not None
+            assert ZSTD.decode(of(DType.BF16), payload, len(data), scratch) == data
+        return payloads
+
+    with ThreadPoolExecutor(4) as workers:
+        first, *others = workers.map(all_of_them, range(4))
+    assert all(payloads == first for payloads in others)
 
 
 # --- payloads that are none -------------------------------------------------------------------------------------------

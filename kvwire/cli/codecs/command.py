@@ -126,7 +126,7 @@ def _text(rows: Sequence[Row], left_out: dict[str, str], samples: Sequence[Sampl
         f"{'codec':12}{'ratio':>7}{'encode':>9}{'decode':>9}{'error':>10}{'wins up to':>15}{links}",
     ]
     for row in rows:
-        error = "none" if row.lossless else f"{row.relative_error:.2g}"
+        error = "none" if row.lossless else "?" if row.relative_error is None else f"{row.relative_error:.2g}"
         decode = f"{row.decode_bps / 8 / GB:9.2f}" if row.coded_cells else f"{'-':>9}"
         wins = show_rate(row.wins_below_bps) if row.wins_below_bps else "never"
         faster = "".join(f"{row.speed_up(link):>12.2f}x" for link in LINKS_BPS)

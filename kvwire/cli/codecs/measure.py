@@ -60,8 +60,9 @@ class Row:
         return 8 * self.plain_bytes / self.decode_s
 
     @property
-    def relative_error(self) -> float:
-        return float(np.sqrt(self.lost / self.kept)) if self.kept else 0.0
+    def relative_error(self) -> float | None:
+        """None where there were no numbers to compare, or none but zeros."""
+        return float(np.sqrt(self.lost / self.kept)) if self.kept else None
 
     def speed_up(self, link_bps: float) -> float:
         """How many times faster a link of this rate carries cells, with one core at either end."""

@@ -3,6 +3,7 @@
 import ctypes
 import lzma
 import os
+import re
 import subprocess
 import sysconfig
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from kvwire.errors import ConfigError, ProtocolError
 from kvwire.types import DType, GroupKind, GroupSpec, Part
 
 SPEC = GroupSpec.attention("g", (0, 3, 5), DType.BF16, block_tokens=16, heads=2, head_dim=8)
+PAGE = Path(__file__).parents[2] / "docs" / "compression.md"
 EXT = Path(registry.__file__).parents[1] / "_ext"
 
 
@@ -48,6 +50,15 @@ def test_a_codec_in_python_is_a_few_lines() -> None:
     assert payload is not None
     assert len(payload) < 200
     assert made.native.decode(cell(SPEC), payload, 4096, Scratch()) == bytes(4096)
+
+
+def test_the_one_in_the_documentation() -> None:
+    (snippet,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    exec(snippet, {})
+    native = find_codec("lzma").native
+    payload = native.encode(cell(SPEC), bytes(4096), Scratch())
+    assert payload is not None
+    assert native.decode(cell(SPEC), payload, 4096, Scratch()) == bytes(4096)
 
 
 def test_what_it_is_told_of_a_cell() -> None:

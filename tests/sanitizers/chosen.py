@@ -37,6 +37,7 @@ ASAN = Choice(
         "tests/unit/test_charts*": PURE,
         "tests/unit/test_config*": PURE,
         "tests/unit/test_congestion*": PURE,
+        "tests/unit/test_codecs_command*": "measures what else is installed: blosc2 leaks",
         "tests/unit/test_doctor*": PURE,
         "tests/unit/test_keys_cli*": COMMANDS,
         "tests/unit/test_libcrypto*": COMPILER,
@@ -53,6 +54,7 @@ ASAN = Choice(
         "tests/unit/test_walls*": "walks the source",
         "tests/unit/test_wan*": PURE,
         "tests/unit/test_wire*": PURE,
+        "tests/unit/test_zstdlib*": COMPILER,
         "tests/net/test_bench*": COMMANDS,
         "tests/net/test_docs*": COMMANDS,
         "tests/net/test_bounds*": RESIDENT,
@@ -69,6 +71,7 @@ ASAN = Choice(
         "tests/net/test_strangers.py::test_strangers_without_end": RESIDENT,
         "tests/net/test_storms.py::test_a_peer_that_has_gone_without_a_word_is_noticed": HOSTS,
         "tests/unit/test_seal_cipher.py::test_a_libcrypto_that_cannot_seal": COMPILER,
+        "tests/unit/test_codecs_registry.py::test_a_codec_in_c": COMPILER,
     },
 )
 

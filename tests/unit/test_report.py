@@ -16,7 +16,7 @@ from kvwire.cli.failure import Failure
 from kvwire.cli.report import webpage
 from kvwire.cli.report.command import KINDS, differences, page
 from kvwire.cli.report.fields import Fields, read
-from kvwire.cli.report.section import TIMES
+from kvwire.cli.report.section import NOTHING, TIMES
 
 SAMPLES = Path(__file__).parent / "reports"
 """Made with --json by each command, but for the names of the machines and one fault of the doctor's."""
@@ -135,6 +135,17 @@ def test_models_have_sizes_and_times() -> None:
     one = sample("models")
     one["models"] = one["models"][:1]
     assert {"#1 KV cache of llama-3-70b", "at 32 K tokens"} <= set(page_of(one).words)
+
+
+def test_codecs_have_ratios_and_links() -> None:
+    found = page_of(sample("codecs"))
+    assert {"#1 Codecs on bf16", f"1.47{TIMES}", "fewer bytes by zstd, nothing lost", "not for bf16"} <= set(
+        found.words
+    )
+    assert {"How many times faster a link is", "zstd alone", "never"} - set(found.words) == {"never"}
+    one = sample("codecs")
+    one["codecs"][0] |= {"decode_bps": None, "wins_below_bps": 0}
+    assert {"never", NOTHING} <= set(page_of(one).words)
 
 
 def test_several_records_are_compared_and_machines_told_once() -> None:

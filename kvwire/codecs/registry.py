@@ -5,16 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 
-from typing_extensions import Buffer
-
 from kvwire._ext.codec import Cell, Native, of_addresses, of_python, own
 from kvwire.codecs.description import Codec
 from kvwire.errors import ConfigError
 from kvwire.types import DType, GroupKind
 
-Encode = Callable[[Cell, memoryview], Buffer | None]
+Data = bytes | bytearray | memoryview
+Encode = Callable[[Cell, memoryview], Data | None]
 """The payload of a cell, or None where the cell is to be sent as it is."""
-Decode = Callable[[Cell, memoryview, int], Buffer]
+Decode = Callable[[Cell, memoryview, int], Data]
 """The cell again, of so many bytes; it raises where the payload is none."""
 
 FIRST_ID, LAST_ID = 128, 255

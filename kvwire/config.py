@@ -68,7 +68,8 @@ class Config:
     room. Who dials in vain gets PeerBusy."""
 
     max_handshakes: int = 256
-    """Connections that have not yet said who they are, at once; further ones wait in the backlog."""
+    """Connections that have not yet said who they are, at once; a further one takes the place of one that has got less
+    far than others."""
 
     handshake_timeout_s: float = 5.0
     """Longest time for a new connection to say who it is."""

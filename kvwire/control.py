@@ -33,6 +33,10 @@ class Stream:
         self.tls = tls
         self._loop = asyncio.get_running_loop()
         self._heard = bytearray()  # read ahead
+        self.answered = False
+        """Whether the peer has begun a TLS handshake, and has heard of it."""
+        self.ready = False
+        """Whether it has ended it."""
 
     async def handshake(self) -> None:
         """Authenticate both sides. AuthenticationFailed, or LinkLost where the peer hangs up."""
@@ -40,6 +44,8 @@ class Stream:
         while self.tls is not None:
             if data := self.tls.pending():
                 await self._loop.sock_sendall(self.sock, data)
+                self.answered = True
+            self.ready = done
             if done:
                 return
             data = await self._loop.sock_recv(self.sock, STRANGER_BYTES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from kvwire._ext.layout import Segment
 from kvwire.errors import AttachmentError, Closed, ContentMismatch, DeadlineExceeded, PlacementError, SpecError
 from kvwire.guard import counted_bytes
 from kvwire.pool import Slots, check_disjoint
-from kvwire.transfer import Receipt, Transfer, check_slots, runs_of
+from kvwire.transfer import LONGEST_WAIT_S, Receipt, Transfer, at_once_s, check_slots, runs_of
 from kvwire.types import BlockRange, Grant, GroupOffer, Manifest
 
 if TYPE_CHECKING:
@@ -110,8 +111,6 @@ class Incoming(Transfer):
             granted_segments += len(offer.spec.layers) if len(blocks) else 0
         grant = Grant(tuple(runs), self._link.config.cell_bytes if cell_bytes is None else cell_bytes)
         wire.check_grant(self.manifest, grant)
-        if not total and not self.manifest.attachment:
-            raise PlacementError("a grant of nothing", hint="refuse the offer, or take at least one block")
         try:
             for slots in wanted:
                 self._leases.append(slots.lease_write(f"transfer {self.transfer_id}"))
@@ -205,10 +204,14 @@ class Incoming(Transfer):
         self._check_wait(timeout_s)
         if self._handle is None:
             raise Closed(f"{self!r} has not been granted")
-        if not self._handle.wait_segment(self.manifest.segment(group, layer), timeout_s):
-            if self._handle.state == "active":
+        segment = self.manifest.segment(group, layer)
+        until = time.monotonic() + min(timeout_s, LONGEST_WAIT_S)
+        while not self._handle.wait_segment(segment, at_once_s(until)):
+            if self._handle.state != "active":
+                self._outcome(self._handle.state)
+                return
+            if time.monotonic() >= until:
                 raise DeadlineExceeded(f"layer {layer} of {group} is not complete after {timeout_s:g} s")
-            self._outcome(self._handle.state)
 
     async def committed(self) -> Receipt:
         """Wait for the commit of all groups and layers, or raise what ended the transfer."""
@@ -248,8 +251,8 @@ class Incoming(Transfer):
         if raw is None:
             return None
         try:
-            return msgpack.unpackb(raw, strict_map_key=False)
-        except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
+            return wire.value_of(raw)
+        except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException) as error:
             raise AttachmentError(f"the attachment is no msgpack value: {error}") from None
 
     def _receipt(self) -> Receipt:

@@ -335,5 +335,6 @@ class Link(Driver):
         self._exchange.end(error)
         self._egress.stop()
         self.engine_link.close()
+        self._lanes.take_ended()  # their buffers go now, and not with the last who still holds the link
         self._node._unwatch(self.engine_link)
         self._node._link_gone(self)

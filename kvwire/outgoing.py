@@ -13,6 +13,7 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
+from kvwire import wire
 from kvwire._ext.outgoing import OutTransfer
 from kvwire.errors import (
     AttachmentError,
@@ -290,8 +291,9 @@ class Outgoing(Transfer):
             raise AttachmentError("the manifest announced no attachment", hint="Manifest(..., attachment=True)")
         try:
             data = msgpack.packb(value)
-            msgpack.unpackb(data, strict_map_key=False)  # what the receiver will do: a map's key may be a list now
-        except (TypeError, ValueError, OverflowError) as error:
+            if len(data) <= MAX_ATTACHMENT_BYTES:
+                wire.value_of(data)  # what the receiver will do: a map's key may be a list now
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise AttachmentError(f"msgpack cannot carry this value: {error}") from None
         if len(data) > MAX_ATTACHMENT_BYTES:
             raise AttachmentError(

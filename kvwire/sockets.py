@@ -293,19 +293,24 @@ async def listen(host: str, port: int, config: Config) -> socket.socket:
     return sock
 
 
+async def somebody(listener: socket.socket) -> None:
+    """Wait until there is a connection to accept."""
+    loop = asyncio.get_running_loop()
+    readable: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(listener.fileno(), _set, readable)
+    try:
+        await readable
+    finally:
+        loop.remove_reader(listener.fileno())
+
+
 async def accept(listener: socket.socket) -> tuple[socket.socket, tuple[Any, ...]]:
     """The next connection and its address. `loop.sock_accept`, which loses one when it is cancelled as that comes."""
-    loop = asyncio.get_running_loop()
     while True:
         try:
             return listener.accept()
         except BlockingIOError:
-            readable: asyncio.Future[None] = loop.create_future()
-            loop.add_reader(listener.fileno(), _set, readable)
-            try:
-                await readable
-            finally:
-                loop.remove_reader(listener.fileno())
+            await somebody(listener)
 
 
 async def read_exactly(sock: socket.socket, count: int) -> bytes:

@@ -68,6 +68,16 @@ LONGEST_WAIT_S = 1e9
 """Longer is for ever."""
 
 
+SIGNALS_EVERY_S = 0.05
+"""How often a wait on the main thread comes back for signals: a native one does not notice them."""
+
+
+def at_once_s(until: float) -> float:
+    """How long a wait that ends at `until` may stay outside of Python: no signal handler runs meanwhile."""
+    left = max(0.0, until - time.monotonic())
+    return min(left, SIGNALS_EVERY_S) if threading.current_thread() is threading.main_thread() else left
+
+
 def check_timeout(timeout_s: float) -> None:
     """SpecError for a time that is none."""
     if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not timeout_s >= 0:
@@ -169,8 +179,10 @@ class Transfer:
         until = time.monotonic() + min(timeout_s, LONGEST_WAIT_S)
         while True:
             handle = self._handle
-            state = handle.wait(max(0.0, until - time.monotonic()))
-            if handle is self._handle:  # else granted once more meanwhile, by a receiver that has restarted
+            state = handle.wait(at_once_s(until))
+            if handle is not self._handle:  # granted once more meanwhile, by a receiver that has restarted
+                continue
+            if state != "active" or time.monotonic() >= until:
                 break
         if state == "active":
             raise DeadlineExceeded(f"{self!r} is not committed after {timeout_s:g} s", hint="it goes on")

@@ -26,6 +26,7 @@ MAX_PARTS = 16
 MAX_BLOCKS = 1 << 20
 """Most blocks in one group: 16 Mi tokens at 16 tokens a block."""
 MAX_BLOCK_BYTES = 1 << 32
+HASH_BYTES = 16
 MAX_ATTACHMENT_BYTES = 64 * 1024
 """Largest attachment: one frame, whatever the cell size."""
 
@@ -199,7 +200,7 @@ class GroupSpec:
         if len({part.name for part in self.parts}) != len(self.parts):
             raise SpecError(f"group {self.name}: two parts have the same name")
         if self.kind.is_state:
-            if self.block_tokens or self.window:
+            if self.block_tokens or self.window or not type(self.block_tokens) is type(self.window) is int:
                 raise SpecError(f"group {self.name}: a state has no block_tokens and no window")
         else:
             _check_int(f"group {self.name}: block_tokens", self.block_tokens, 1, 1 << 30)
@@ -211,7 +212,7 @@ class GroupSpec:
                     )
         if self.kind is GroupKind.WINDOW:
             _check_int(f"group {self.name}: window", self.window, 1, 1 << 40)
-        elif self.window:
+        elif self.window or type(self.window) is not int:  # False is another layout, and no number to a peer
             raise SpecError(f"group {self.name}: only a sliding-window group has a window")
         total = sum(self.part_bytes(index) for index in range(len(self.parts)))
         _check_int(f"group {self.name}: bytes per block", total, 1, MAX_BLOCK_BYTES)
@@ -296,9 +297,6 @@ def block_hashes(tokens: Sequence[int], block_tokens: int, *, seed: bytes = b"")
     return tuple(out)
 
 
-HASH_BYTES = 16
-
-
 @dataclass(frozen=True, slots=True)
 class GroupOffer:
     """One group of a manifest: its spec, the blocks on offer, and what names their content.
@@ -312,14 +310,14 @@ class GroupOffer:
     hashes: tuple[bytes, ...] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.spec, GroupSpec) or not isinstance(self.blocks, BlockRange):
+            raise SpecError(f"an offer of {self.blocks!r:.80}; expected a GroupSpec and a BlockRange")
         if self.spec.kind.is_state and (self.blocks.start, self.blocks.stop) != (0, 1):
             raise SpecError(f"group {self.spec.name}: a state is one block, numbered 0; got {self.blocks}")
         if not isinstance(self.hashes, tuple):
             raise SpecError(f"group {self.spec.name}: hashes are {self.hashes!r:.80}; expected a tuple of bytes")
         if self.hashes and len(self.hashes) != len(self.blocks):
-            raise SpecError(
-                f"group {self.spec.name}: {len(self.hashes)} hashes for {len(self.blocks)} blocks; expected one each"
-            )
+            raise SpecError(f"group {self.spec.name}: {len(self.hashes)} hashes for {len(self.blocks)} blocks")
         if any(not isinstance(h, bytes) or len(h) != HASH_BYTES for h in self.hashes):
             raise SpecError(f"group {self.spec.name}: a block hash is not {HASH_BYTES} bytes")
 
@@ -347,6 +345,8 @@ class Manifest:
         if not isinstance(self.model, ModelTag):
             raise SpecError(f"model is {self.model!r:.80}; expected a ModelTag")
         _check_int("tokens", self.tokens, 1, 1 << 40)
+        if not isinstance(self.attachment, bool):  # a peer that is sent anything else ends the link
+            raise SpecError(f"attachment is {self.attachment!r:.80}; expected True or False")
         if not isinstance(self.groups, tuple) or not 1 <= len(self.groups) <= MAX_GROUPS:
             raise SpecError(f"a manifest has 1 to {MAX_GROUPS} groups, in a tuple")
         if sum(len(group.spec.layers) for group in self.groups) > MAX_SEGMENTS:

@@ -30,6 +30,7 @@ cdef struct cipher_t:
 
 cdef struct evp_t:
     void *aes_256_gcm              # EVP_CIPHER *
+    void (*free_cipher)(void *cipher) noexcept nogil
     void *(*new)() noexcept nogil
     void (*free)(void *ctx) noexcept nogil
     int (*encrypt_init)(void *ctx, void *cipher, const byte_t *key, const byte_t *iv, void *params) noexcept nogil

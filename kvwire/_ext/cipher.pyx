@@ -8,6 +8,7 @@ takes the GIL for each frame, so that a busy Python slows the lanes down, and it
 import hmac
 import warnings
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.string cimport memcpy
@@ -88,6 +89,7 @@ def of_libcrypto(Libcrypto library not None):
     evp.q_mac = <byte_t *(*)(void *, const char *, const char *, const char *, void *, const void *, size_t,
                              const void *, size_t, byte_t *, size_t, size_t *) noexcept nogil>(
         library.symbol(b"EVP_Q_mac"))
+    evp.free_cipher = <void (*)(void *) noexcept nogil>library.symbol(b"EVP_CIPHER_free")
     evp.aes_256_gcm = (<void *(*)(void *, const char *, const char *) noexcept nogil>(
         library.symbol(b"EVP_CIPHER_fetch")))(NULL, b"AES-256-GCM", NULL)
     if evp.aes_256_gcm == NULL:
@@ -100,7 +102,7 @@ def of_libcrypto(Libcrypto library not None):
     made.c.mac = evp_mac
     made.name = f"OpenSSL {library.version} ({library.found_as})"
     made.native = True
-    return made                        # what was fetched is kept: lanes may outlive whoever asked for it
+    return made                        # an engine keeps it, and with it what was fetched
 
 
 # --- the package --------------------------------------------------------------------------------------------------
@@ -179,8 +181,13 @@ def of_package():
 # --- which --------------------------------------------------------------------------------------------------------
 
 
+@cython.no_gc_clear                     # keys are freed through it, and `provider` points to what it keeps
 cdef class Cipher:
     """AES-256-GCM, as an engine uses it."""
+
+    def __dealloc__(self):
+        if self.evp.aes_256_gcm != NULL:
+            self.evp.free_cipher(self.evp.aes_256_gcm)
 
     def __init__(self):
         raise TypeError("find() makes it")

@@ -10,6 +10,7 @@ cdef struct batch_t:
     int runs
     int frames                     # data frames, in the order of the runs
     u64 sequence                   # of the first data frame
+    u32 fresh                      # a bit for each data frame whose cell no lane had claimed before
     size_t control                 # bytes of control frames in lane.control, checksums missing
     # of a plain batch
     size_t bytes                   # control and data

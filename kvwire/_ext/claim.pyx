@@ -90,6 +90,31 @@ cdef u64 overhead(const lane_t *lane, u32 frames) noexcept nogil:
     return <u64>frames * (HEADER_BYTES if lane.sealer == NULL else HEADER_BYTES + TAG_BYTES)
 
 
+cdef u32 mark_sent(out_t *t, const run_t *run) noexcept nogil:
+    """A receipt may come for these cells from here on. Returns a bit for each that was never sent before. Link lock
+    held."""
+    cdef u64 cell = t.first_cell[run.segment] + run.first
+    cdef u32 i, fresh = 0
+    for i in range(run.count):
+        if not t.sent[cell >> 3] & (1 << (cell & 7)):
+            t.sent[cell >> 3] |= <unsigned char>(1 << (cell & 7))
+            t.unsent_cells -= 1
+            fresh |= <u32>1 << i
+        cell += 1
+    return fresh
+
+
+cdef void unmark_sent(out_t *t, const run_t *run, u32 fresh) noexcept nogil:
+    """They were not sent after all; `fresh` as `mark_sent` gave it. Link lock held."""
+    cdef u64 cell = t.first_cell[run.segment] + run.first
+    cdef u32 i
+    for i in range(run.count):
+        if fresh & (<u32>1 << i):
+            t.sent[cell >> 3] &= <unsigned char>~(1 << (cell & 7))
+            t.unsent_cells += 1
+        cell += 1
+
+
 cdef void claim_data(lane_t *lane, batch_t *b, u64 now) noexcept nogil:
     """Claim ready cells worth `claim_bytes`, at least one cell; `may_claim` has said so. Link lock held.
 
@@ -109,6 +134,7 @@ cdef void claim_data(lane_t *lane, batch_t *b, u64 now) noexcept nogil:
             t.refs += 1
         else:
             t.queued -= 1
+        b.fresh |= mark_sent(t, run) << b.frames
         log_append(&lane.log, run, now)
         lane.unacked_bytes += run_bytes(run)
         link.inflight_bytes += run_bytes(run)
@@ -128,6 +154,7 @@ cdef bint claim(lane_t *lane, batch_t *b) noexcept nogil:
     cdef bint takes, data
     cdef u64 now
     b.runs = b.frames = 0
+    b.fresh = 0
     b.control = 0
     lane.paced_until_ns = 0
     pthread_mutex_lock(&link.lock)
@@ -147,7 +174,7 @@ cdef void settle(lane_t *lane, batch_t *b, int unsent) noexcept nogil:
     """Pages are no longer read; the last `unsent` frames go back to the queue."""
     cdef link_t *link = lane.link
     cdef bint was_empty, wake
-    cdef int i = b.runs - 1
+    cdef int i = b.runs - 1, frame = b.frames
     cdef u32 back
     cdef u64 claimed = 0, given_back = 0
     cdef out_t *t
@@ -156,6 +183,7 @@ cdef void settle(lane_t *lane, batch_t *b, int unsent) noexcept nogil:
     was_empty = link.queue.length == 0
     while i >= 0:
         run = b.run[i]
+        frame -= <int>run.count
         claimed += run_bytes(&run)
         t = <out_t *>run.owner
         t.readers -= 1
@@ -167,6 +195,7 @@ cdef void settle(lane_t *lane, batch_t *b, int unsent) noexcept nogil:
             if back < run.count:
                 t.refs += 1                # the front of the run stays in the log
             log_trim_last(&lane.log, back)
+            unmark_sent(t, &b.run[i], b.fresh >> frame & ~((<u32>1 << (run.count - back)) - 1))
             drop_front(&run, run.count - back)
             lane_release(lane, &run)
             pacer_give_back(&link.pacer, run_bytes(&run) + overhead(lane, back))

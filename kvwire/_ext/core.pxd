@@ -3,7 +3,8 @@
     engine_t   one per node; owns workers and the list of handles that Python has to look at
     worker_t   one native thread and its epoll; owns the sockets and buffers of its lanes
     link_t     what the lanes of a link share: send queue, transfers, receipts. `lock` guards all of it
-    lane_t     one TCP connection; fields are its worker's alone unless marked "lock"
+    lane_t     one TCP connection; fields are its worker's alone unless marked: "lock", "shown" (it writes them with
+               `kv_show` or `kv_count`, and anybody reads them with `kv_look`)
     out_t      a transfer that leaves; in_t: a transfer that arrives
 
 Lock order: link_t.lock, then engine_t.dirty_lock. No lock is held over a system call (waking a condition aside).
@@ -58,11 +59,18 @@ cdef extern from *:
     static inline int kv_load(const int *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
     static inline unsigned long long kv_load64(const unsigned long long *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
     static inline void kv_store64(unsigned long long *p, unsigned long long v) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }
+    /* A number that one thread writes and others look at, whenever: in order with nothing, and as cheap as a plain one. */
+    static inline unsigned long long kv_look(const unsigned long long *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
+    static inline void kv_show(unsigned long long *p, unsigned long long v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
+    static inline void kv_count(unsigned long long *p, unsigned long long n) { kv_show(p, *p + n); }
     """
     int kv_exchange(int *p, int v) noexcept nogil
     int kv_load(const int *p) noexcept nogil
     unsigned long long kv_load64(const unsigned long long *p) noexcept nogil
     void kv_store64(unsigned long long *p, unsigned long long v) noexcept nogil
+    unsigned long long kv_look(const unsigned long long *p) noexcept nogil
+    void kv_show(unsigned long long *p, unsigned long long v) noexcept nogil
+    void kv_count(unsigned long long *p, unsigned long long n) noexcept nogil
 
 cdef enum:
     LOG_RUNS = 4096                # a lane's unacknowledged runs: above any socket's buffers in cells
@@ -131,6 +139,8 @@ cdef struct out_t:
     unsigned char *block_ready     # ready_lock: [all blocks]
     u64 *first_block               # [segments + 1]
     u64 unready_cells              # lock: attachment included
+    unsigned char *sent            # lock: a bit for each cell that a lane has claimed, or that landed before a resume
+    u64 unsent_cells               # lock: those without
     pthread_mutex_t ready_lock     # taken before the link's lock
     u64 first_ready_ns
     u64 last_ready_ns
@@ -213,18 +223,18 @@ cdef struct lane_t:
     u64 acked_bytes                # lock
     u64 rate_mark_bytes
     u64 rate_mark_ns
-    u64 rate_Bps
+    u64 rate_Bps                   # shown
     # the socket
     u64 pace_Bps                   # what it was told last
     u64 sampled                    # the request that `info` answers
     u32 info_len                   # lock
     char info[TCP_INFO_BYTES]      # lock
     # totals
-    u64 tx_bytes
+    u64 tx_bytes                   # shown, as the next three
     u64 rx_bytes
     u64 tx_frames
     u64 rx_frames
-    u32 tx_epoch                   # 0: a plain lane
+    u32 tx_epoch                   # 0: a plain lane; its worker writes these two under the lock, and reads them without
     u32 rx_epoch
 
 cdef struct link_t:
@@ -242,6 +252,7 @@ cdef struct link_t:
     out_t *out[TABLE_SIZE]
     in_t *inc[TABLE_SIZE]
     u64 newest_in                  # largest id that was ever registered; smaller unknown ones are over
+    u64 newest_out                 # lock: the same of what is sent
     bint closed
     # pacing
     pacer_t pacer                  # lock
@@ -296,6 +307,31 @@ cdef inline u64 now_ns() noexcept nogil:
     cdef timespec ts
     clock_gettime(CLOCK_MONOTONIC, &ts)
     return <u64>ts.tv_sec * 1000000000 + <u64>ts.tv_nsec
+
+cdef inline void look_at(link_t *link) noexcept nogil:
+    """Take the link's lock to read what workers change; `looked_at` follows. In a forked child nothing changes any more,
+    and the lock is as some thread of the parent held it."""
+    if not link.engine.forked:
+        pthread_mutex_lock(&link.lock)
+
+cdef inline void looked_at(link_t *link) noexcept nogil:
+    if not link.engine.forked:
+        pthread_mutex_unlock(&link.lock)
+
+cdef inline u64 locked_u64(link_t *link, const u64 *value) noexcept nogil:
+    """One number that the link's lock guards."""
+    cdef u64 read
+    look_at(link)
+    read = value[0]
+    looked_at(link)
+    return read
+
+cdef inline int locked_int(link_t *link, const int *value) noexcept nogil:
+    cdef int read
+    look_at(link)
+    read = value[0]
+    looked_at(link)
+    return read
 
 cdef inline u32 out_cell_len(const out_t *t, u32 segment, u32 cell) noexcept nogil:
     cdef long long left

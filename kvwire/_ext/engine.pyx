@@ -4,6 +4,7 @@ import atexit
 import os
 import weakref
 
+cimport cython
 from cpython.ref cimport PyObject, Py_DECREF, Py_INCREF
 from libc.errno cimport errno
 from libc.stdint cimport uint64_t
@@ -188,6 +189,7 @@ cdef void *worker_main(void *arg) noexcept nogil:
     return NULL
 
 
+@cython.no_gc_clear                     # lanes point into the cipher until they are freed
 cdef class Engine:
     """Worker threads and the list of handles that changed; one per node."""
 

@@ -63,9 +63,9 @@ cdef class InTransfer:
         cdef in_t *t = self.t
         cdef u32 i, count
         self.link.engine.c.gil_entries += 1
-        pthread_mutex_lock(&t.link.lock)
+        look_at(t.link)
         count = t.done_count
-        pthread_mutex_unlock(&t.link.lock)
+        looked_at(t.link)
         out = []
         for i in range(start, count):      # `done` is written once, before `done_count` grows
             out.append(t.done[i])
@@ -73,36 +73,46 @@ cdef class InTransfer:
 
     @property
     def state(self):
-        return STATES[self.t.state]
+        # By the lock, whoever sees that it is committed sees all that workers have placed.
+        return STATES[locked_int(self.t.link, &self.t.state)]
 
     @property
     def cells(self):
-        return self.t.ledger.cells - self.t.ledger.missing_total, self.t.ledger.cells
+        cdef long long missing
+        look_at(self.t.link)
+        missing = self.t.ledger.missing_total
+        looked_at(self.t.link)
+        return self.t.ledger.cells - missing, self.t.ledger.cells
 
     def landed(self):
         cdef in_t *t = self.t
         cdef size_t n = <size_t>((t.ledger.cells + 7) >> 3)
         cdef bytes copy = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>n)  # its own memory also where n is 1
-        pthread_mutex_lock(&t.link.lock)
+        look_at(t.link)
         memcpy(<char *>copy, t.ledger.landed, n)
-        pthread_mutex_unlock(&t.link.lock)
+        looked_at(t.link)
         return copy
 
     @property
     def duplicates(self):
-        return self.t.duplicates
+        return locked_u64(self.t.link, &self.t.duplicates)
 
     @property
     def times_ns(self):
-        return self.t.first_ns, self.t.commit_ns
+        cdef u64 first, commit
+        look_at(self.t.link)
+        first, commit = self.t.first_ns, self.t.commit_ns
+        looked_at(self.t.link)
+        return first, commit
 
     @property
     def attachment(self):
-        if self.t.state != COMMITTED or self.t.attachment == NULL:
+        if locked_int(self.t.link, &self.t.state) != COMMITTED or self.t.attachment == NULL:
             return None
         return self.t.attachment[:self.t.attachment_len]
 
     def wait(self, double timeout_s):
+        cdef int state
         cdef in_t *t = self.t
         cdef timespec until = deadline_in(timeout_s)
         self.link.engine.c.gil_entries += 1
@@ -111,13 +121,18 @@ cdef class InTransfer:
             while t.state == ACTIVE:
                 if pthread_cond_timedwait(&t.changed, &t.link.lock, &until):
                     break
+            state = t.state
             pthread_mutex_unlock(&t.link.lock)
-        return STATES[t.state]
+        return STATES[state]
 
     def missing(self, u32 segment):
+        cdef u32 missing
         if segment >= self.t.ledger.segments:
             raise ReadyError(f"no segment {segment}; this transfer has {self.t.segments}")
-        return self.t.ledger.missing[segment]
+        look_at(self.t.link)
+        missing = self.t.ledger.missing[segment]
+        looked_at(self.t.link)
+        return missing
 
     def wait_segment(self, u32 segment, double timeout_s):
         cdef in_t *t = self.t
@@ -136,15 +151,17 @@ cdef class InTransfer:
         return bool(complete)
 
     def abort(self):
+        cdef int state
         cdef in_t *t = self.t
         with nogil:
             pthread_mutex_lock(&t.link.lock)
             in_end(t, ABORTED)
             while t.writers:
                 pthread_cond_wait(&t.changed, &t.link.lock)
+            state = t.state
             pthread_mutex_unlock(&t.link.lock)
             signal_engine(t.link.engine)
-        return STATES[t.state]
+        return STATES[state]
 
     def __del__(self):
         """Before the collector takes anything apart: from here on no worker writes the slots."""

@@ -10,7 +10,8 @@ from kvwire._ext.cipher cimport TAG_BYTES
 from kvwire._ext.core cimport *
 from kvwire._ext.engine cimport Engine
 from kvwire._ext.frame cimport HEADER_BYTES
-from kvwire._ext.lanelog cimport entry_t, log_init, log_oldest
+from kvwire._ext.lanelog cimport entry_t, log_init
+from kvwire._ext.lanestats cimport copy_stats, stats_t
 from kvwire._ext.link cimport (forget_dirty, held_for, in_end, lane_free, lane_hedge, let_go, mark_dirty, out_end,
                                out_unref, signal_engine, wake_all, wake_worker)
 from kvwire._ext.pacer cimport pacer_set
@@ -27,7 +28,7 @@ _REASONS = {
     LANE_UNKNOWN_TRANSFER: "a cell of a transfer that was never granted",
     LANE_OUTSIDE_GRANT: "a cell outside the grant",
     LANE_BAD_ACK: "an acknowledgement of frames that were never sent",
-    LANE_BAD_RECEIPT: "a receipt for cells that were not ready",
+    LANE_BAD_RECEIPT: "a receipt for what was never sent",
     LANE_REQUESTED: "closed by this side",
     LANE_NO_MEMORY: "out of memory",
     LANE_BAD_TAG: "a frame with a wrong tag",
@@ -43,6 +44,7 @@ DRAINED = <int>LANE_DRAINED
 EOF = <int>LANE_EOF
 
 cdef u64 UNLIMITED = <u64>-1            # SO_MAX_PACING_RATE: no cap
+
 
 
 @cython.no_gc_clear                     # __dealloc__ needs the engine
@@ -136,7 +138,7 @@ cdef class EngineLink:
 
     @property
     def lanes_open(self):
-        return self.c.lanes_open
+        return locked_int(&self.c, &self.c.lanes_open)
 
     def close_lane(self, u32 lane):
         cdef lane_t *l
@@ -211,14 +213,14 @@ cdef class EngineLink:
 
     @property
     def sampled(self):
-        return self.c.sampled
+        return locked_u64(&self.c, &self.c.sampled)
 
     def take_closed(self):
         cdef lane_t **at
         cdef lane_t *l
         cdef lane_t *gone = NULL
         self.engine.c.gil_entries += 1
-        pthread_mutex_lock(&self.c.lock)
+        look_at(&self.c)
         at = &self.c.lanes
         while at[0] != NULL:
             l = at[0]
@@ -228,7 +230,7 @@ cdef class EngineLink:
                 gone = l
             else:
                 at = &l.next_in_link
-        pthread_mutex_unlock(&self.c.lock)
+        looked_at(&self.c)
         out = []
         while gone != NULL:
             l = gone
@@ -243,31 +245,31 @@ cdef class EngineLink:
         return out
 
     def lane_stats(self):
-        cdef lane_t *copies
+        cdef stats_t *copies
+        cdef stats_t *s
         cdef lane_t *l
         cdef int n = 0, i
         cdef u64 now
-        pthread_mutex_lock(&self.c.lock)
+        look_at(&self.c)
         now = now_ns()
-        copies = <lane_t *>malloc((self.c.lanes_open + 1) * sizeof(lane_t))
+        copies = <stats_t *>malloc((self.c.lanes_open + 1) * sizeof(stats_t))
         l = self.c.lanes if copies != NULL else NULL
         while l != NULL:
             if not l.retired:
-                copies[n] = l[0]
-                copies[n].acked_ns = max(l.acked_ns, log_oldest(&l.log))   # since when it waits, if it does
+                copy_stats(l, &copies[n])
                 n += 1
             l = l.next_in_link
-        pthread_mutex_unlock(&self.c.lock)
+        looked_at(&self.c)
         out = []
         for i in range(n):
-            l = &copies[i]
+            s = &copies[i]
             out.append({
-                "lane": l.id, "incarnation": l.incarnation, "sent_bytes": l.tx_bytes,
-                "received_bytes": l.rx_bytes, "sent_frames": l.tx_frames, "received_frames": l.rx_frames,
-                "acked_bytes": l.acked_bytes, "rate_Bps": l.rate_Bps, "sent_epoch": l.tx_epoch, "received_epoch": l.rx_epoch,
-                "unacked_bytes": l.unacked_bytes,
-                "stalled_ns": now - l.acked_ns if l.log.length and now > l.acked_ns else 0,
-                "added_ns": l.added_ns, "tcp_info": l.info[:l.info_len],
+                "lane": s.id, "incarnation": s.incarnation, "sent_bytes": s.tx_bytes,
+                "received_bytes": s.rx_bytes, "sent_frames": s.tx_frames, "received_frames": s.rx_frames,
+                "acked_bytes": s.acked_bytes, "rate_Bps": s.rate_Bps, "sent_epoch": s.tx_epoch, "received_epoch": s.rx_epoch,
+                "unacked_bytes": s.unacked_bytes,
+                "stalled_ns": now - s.waits_since_ns if s.waits_since_ns and now > s.waits_since_ns else 0,
+                "added_ns": s.added_ns, "tcp_info": s.info[:s.info_len],
             })
         free(copies)
         return out
@@ -279,7 +281,7 @@ cdef class EngineLink:
         cdef u64 oldest[CLASSES]
         cdef u64 now, idle, paced, sent, acked, hedged, resent, inflight
         cdef int k
-        pthread_mutex_lock(&c.lock)
+        look_at(c)
         now = now_ns()
         for k in range(CLASSES):
             queued[k] = c.queue.klass[k].bytes
@@ -290,9 +292,9 @@ cdef class EngineLink:
         acked, hedged, resent, inflight = c.acked_bytes, c.hedged_bytes, c.resent_bytes, c.inflight_bytes
         l = c.lanes
         while l != NULL:
-            sent += 0 if l.retired else l.tx_bytes
+            sent += 0 if l.retired else kv_look(&l.tx_bytes)
             l = l.next_in_link
-        pthread_mutex_unlock(&c.lock)
+        looked_at(c)
         return {
             "now_ns": now, "queued_bytes": tuple([queued[k] for k in range(CLASSES)]),
             "oldest_ns": tuple([now - oldest[k] if oldest[k] and now > oldest[k] else 0 for k in range(CLASSES)]),
@@ -304,17 +306,21 @@ cdef class EngineLink:
     def memory_bytes(self):
         cdef lane_t *l
         cdef u64 held = 0
-        pthread_mutex_lock(&self.c.lock)
+        look_at(&self.c)
         l = self.c.lanes
         while l != NULL:
             held += l.memory_bytes
             l = l.next_in_link
-        pthread_mutex_unlock(&self.c.lock)
+        looked_at(&self.c)
         return held
 
     @property
     def queued_runs(self):
-        return self.c.queue.length
+        cdef size_t queued
+        look_at(&self.c)
+        queued = self.c.queue.length
+        looked_at(&self.c)
+        return queued
 
     cdef void close_lanes(self):
         """Ends all lanes and waits for the workers that hold them."""

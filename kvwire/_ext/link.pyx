@@ -104,6 +104,8 @@ cdef in_t *find_in(link_t *link, u64 id) noexcept nogil:
 cdef void insert_out(link_t *link, out_t *t) noexcept nogil:
     t.next = link.out[(t.id >> 1) % TABLE_SIZE]
     link.out[(t.id >> 1) % TABLE_SIZE] = t
+    if t.id > link.newest_out:
+        link.newest_out = t.id
 
 
 cdef void insert_in(link_t *link, in_t *t) noexcept nogil:
@@ -137,6 +139,7 @@ cdef void out_empty(out_t *t) noexcept nogil:
     free(t.rank)
     free(t.attachment)
     free(t.unready)
+    free(t.sent)
     free(t.first_cell)
     free(t.block_ready)
     free(t.first_block)
@@ -144,6 +147,7 @@ cdef void out_empty(out_t *t) noexcept nogil:
     t.rank = NULL
     t.attachment = NULL
     t.unready = NULL
+    t.sent = NULL
     t.first_cell = NULL
     t.block_ready = NULL
     t.first_block = NULL
@@ -326,8 +330,10 @@ cdef void lane_fail(lane_t *lane, lane_close_t reason, int detail) noexcept nogi
 
 cdef void lane_rekeyed(lane_t *lane) noexcept nogil:
     """A direction goes on with another key: Python may want to know. Without locks."""
+    pthread_mutex_lock(&lane.link.lock)
     lane.tx_epoch = lane.sealer.epoch
     lane.rx_epoch = lane.opener.epoch
+    pthread_mutex_unlock(&lane.link.lock)
     mark_dirty(lane.link.engine, &lane.link.dirty)
     signal_engine(lane.link.engine)
 

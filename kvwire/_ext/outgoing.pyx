@@ -71,14 +71,15 @@ cdef class OutTransfer:
         t.first_block[t.segments] = blocks
         t.unready = <u32 *>malloc((cells + 1) * sizeof(u32))
         t.block_ready = <unsigned char *>calloc(blocks + 1, 1)
-        if t.unready == NULL or t.block_ready == NULL:
+        t.sent = <unsigned char *>calloc((cells >> 3) + 1, 1)
+        if t.unready == NULL or t.block_ready == NULL or t.sent == NULL:
             raise MemoryError
         for i in range(t.segments):
             for cell in range(t.first_cell[i], t.first_cell[i + 1]):
                 left = <u64>t.segment[i].nbytes - (cell - t.first_cell[i]) * cell_bytes
                 t.unready[cell] = <u32>min(left, <u64>cell_bytes)
         t.has_attachment = attachment
-        t.unready_cells = cells + attachment
+        t.unready_cells = t.unsent_cells = cells + attachment
         if cells + attachment == 0:
             raise SpecError("a transfer of nothing")
         pthread_mutex_lock(&link.c.lock)
@@ -207,28 +208,36 @@ cdef class OutTransfer:
     def resume(self, const unsigned char[::1] landed not None):
         cdef out_t *t = self.t
         cdef u64 total = t.first_cell[t.segments] + t.has_attachment, count = 0, cell, end
+        cdef size_t at = 0, size = <size_t>landed.shape[0]
         cdef u32 segment
         cdef int state = ACTIVE
-        cdef bint suspended, honest = True
+        cdef unsigned char wrong = 0
+        cdef bint suspended = False
         self.link.check()
         if <u64>landed.shape[0] != (total + 7) >> 3:
             raise ProtocolError(f"a ledger of {landed.shape[0]} bytes; {total} cells take {(total + 7) >> 3}")
+        for cell in range(size * 8):
+            count += landed[cell >> 3] >> (cell & 7) & 1
         pthread_mutex_lock(&t.ready_lock)
-        for cell in range(<u64>landed.shape[0] * 8):
-            if landed[cell >> 3] & (1 << (cell & 7)):
-                count += 1
-                honest = cell < total and self.is_ready(cell)
-                if not honest:
-                    break
-        if not honest:
-            pthread_mutex_unlock(&t.ready_lock)
-            raise ProtocolError(f"a ledger with cell {cell}, which was never sent")
         pthread_mutex_lock(&t.link.lock)
-        suspended = t.suspended            # else granted after the link came back: nothing of it was lost
-        t.suspended = False
+        while at < size and not wrong:
+            wrong = landed[at] & ~t.sent[at]
+            at += 1
+        if not wrong:
+            suspended = t.suspended        # else granted after the link came back: nothing of it was lost
+            t.suspended = False
         if suspended:
             t.acked_cells = count
+            t.unsent_cells = total - count   # of the rest the peer has nothing: a receipt has to wait for it
+            memcpy(t.sent, &landed[0], size)
         pthread_mutex_unlock(&t.link.lock)
+        if wrong:
+            pthread_mutex_unlock(&t.ready_lock)
+            cell = 8 * (at - 1)
+            while not wrong & 1:
+                wrong >>= 1
+                cell += 1
+            raise ProtocolError(f"a ledger with cell {cell}, which was never sent")
         for segment in range(t.segments + t.has_attachment if suspended else 0):
             cell = t.first_cell[segment]
             end = t.first_cell[segment + 1] if segment < t.segments else total
@@ -264,41 +273,49 @@ cdef class OutTransfer:
         cdef out_t *t = self.t
         cdef bint honest
         pthread_mutex_lock(&t.link.lock)
-        honest = t.unready_cells == 0
+        honest = t.unsent_cells == 0
         if honest and t.state == ACTIVE:
             t.receipt_ns = now_ns()
             out_end(t, COMMITTED)
         pthread_mutex_unlock(&t.link.lock)
         signal_engine(t.link.engine)
         if not honest:
-            raise ProtocolError("a receipt for cells that were not ready")
+            raise ProtocolError("a ledger that says committed, and not every cell was ever sent")
 
     @property
     def state(self):
-        return STATES[self.t.state]
+        return STATES[locked_int(self.t.link, &self.t.state)]
 
     @property
     def all_ready(self):
-        return self.t.unready_cells == 0
+        return locked_u64(self.t.link, &self.t.unready_cells) == 0
 
     @property
     def last_claim_ns(self):
-        return self.t.last_claim_ns
+        return locked_u64(self.t.link, &self.t.last_claim_ns)
 
     @property
     def times_ns(self):
-        return self.t.first_ready_ns, self.t.last_ready_ns, self.t.receipt_ns
+        cdef u64 first, last, receipt
+        look_at(self.t.link)
+        first, last, receipt = self.t.first_ready_ns, self.t.last_ready_ns, self.t.receipt_ns
+        looked_at(self.t.link)
+        return first, last, receipt
 
     @property
     def cells(self):
-        cdef u64 total = self.t.first_cell[self.t.segments] + self.t.has_attachment
-        return (total if self.t.state == COMMITTED else self.t.acked_cells), total
+        cdef u64 acked, total = self.t.first_cell[self.t.segments] + self.t.has_attachment
+        look_at(self.t.link)
+        acked = total if self.t.state == COMMITTED else self.t.acked_cells
+        looked_at(self.t.link)
+        return acked, total
 
     @property
     def resent_cells(self):
-        return self.t.resent_cells
+        return locked_u64(self.t.link, &self.t.resent_cells)
 
     def wait(self, double timeout_s):
+        cdef int state
         cdef out_t *t = self.t
         cdef timespec until = deadline_in(timeout_s)
         self.link.engine.c.gil_entries += 1
@@ -307,19 +324,22 @@ cdef class OutTransfer:
             while t.state == ACTIVE:
                 if pthread_cond_timedwait(&t.changed, &t.link.lock, &until):
                     break
+            state = t.state
             pthread_mutex_unlock(&t.link.lock)
-        return STATES[t.state]
+        return STATES[state]
 
     def abort(self):
+        cdef int state
         cdef out_t *t = self.t
         with nogil:
             pthread_mutex_lock(&t.link.lock)
             out_end(t, ABORTED)
             while t.readers:
                 pthread_cond_wait(&t.changed, &t.link.lock)
+            state = t.state
             pthread_mutex_unlock(&t.link.lock)
             signal_engine(t.link.engine)
-        return STATES[t.state]
+        return STATES[state]
 
     def __del__(self):
         """Before the collector takes anything apart: from here on no worker reads the pages."""

@@ -28,17 +28,17 @@ cdef enum:
     RATE_WINDOW_NS = 10000000
 
 
-cdef void measure_rate(lane_t *lane, u64 now) noexcept nogil:
+cdef void measure_rate(lane_t *lane, u64 acked_bytes, u64 now) noexcept nogil:
     """Rate of acknowledged bytes, smoothed over windows of at least 10 ms; sets what a claim may be worth."""
     cdef u64 rate, span = now - lane.rate_mark_ns
     cdef u32 worth
     if span < RATE_WINDOW_NS:
         return
-    rate = (lane.acked_bytes - lane.rate_mark_bytes) * 1000000000 // span
+    rate = (acked_bytes - lane.rate_mark_bytes) * 1000000000 // span
     lane.rate_mark_ns = now
-    lane.rate_mark_bytes = lane.acked_bytes
+    lane.rate_mark_bytes = acked_bytes
     # A lane that was idle for part of the window says too little; rates fall by an eighth a window at most.
-    lane.rate_Bps = max(rate, lane.rate_Bps - (lane.rate_Bps >> 3))
+    kv_show(&lane.rate_Bps, max(rate, lane.rate_Bps - (lane.rate_Bps >> 3)))
     worth = <u32>min(max(lane.rate_Bps // 100, <u64>CLAIM_BYTES_MIN), <u64>CLAIM_BYTES_MAX)
     if worth > lane.claim_bytes + (lane.claim_bytes >> 2) or worth < lane.claim_bytes - (lane.claim_bytes >> 2):
         lane.claim_bytes = worth
@@ -53,7 +53,7 @@ cdef bint on_ack(lane_t *via, const header_t *h, const char *payload, u64 now) n
     cdef out_t *t
     cdef size_t before
     cdef u32 at, lane_id, incarnation
-    cdef u64 acked
+    cdef u64 acked, acked_bytes
     cdef bint honest = True, wake = False, capped
     pthread_mutex_lock(&link.lock)
     capped = link.inflight_cap != 0 and link.inflight_bytes >= link.inflight_cap
@@ -92,21 +92,22 @@ cdef bint on_ack(lane_t *via, const header_t *h, const char *payload, u64 now) n
             if lane.log.length < before:
                 out_unref(t)
     wake = wake or (capped and link.inflight_bytes < link.inflight_cap)
+    acked_bytes = via.acked_bytes          # what comes over another lane may count for this one, too
     pthread_mutex_unlock(&link.lock)
     if wake:
         wake_all(link.engine)
     if honest:
-        measure_rate(via, now)
+        measure_rate(via, acked_bytes, now)
     return honest
 
 
 cdef bint on_receipt(lane_t *lane, const header_t *h, u64 now) noexcept nogil:
-    """The receiver has committed; False if it cannot have, because not every cell was ready."""
+    """The receiver has committed; False if it cannot have, because not every cell was sent, or nothing ever was."""
     cdef link_t *link = lane.link
     cdef out_t *t
     pthread_mutex_lock(&link.lock)
     t = find_out(link, h.transfer)
-    if t != NULL and t.unready_cells:
+    if t != NULL and t.unsent_cells or t == NULL and h.transfer > link.newest_out:
         pthread_mutex_unlock(&link.lock)
         return False
     if t != NULL:
@@ -220,7 +221,7 @@ cdef bint consume(lane_t *lane, u64 now) noexcept nogil:
         if h.epoch != lane.rx_epoch:
             lane_rekeyed(lane)
         lane.rx_seq += 1
-        lane.rx_frames += 1
+        kv_count(&lane.rx_frames, 1)
         if h.type == ACK:
             verdict = LANE_OPEN if on_ack(lane, h, payload, now) else LANE_BAD_ACK
         else:
@@ -269,7 +270,7 @@ cdef bint lane_receive(lane_t *lane, u64 now) noexcept nogil:
             return False
         if <size_t>n < room and not lane.hangup:
             lane.readable = False
-        lane.rx_bytes += <u64>n
+        kv_count(&lane.rx_bytes, <u64>n)
         lane.rx_ns = now
         lane.stream_tail += <size_t>n
         turn += <size_t>n

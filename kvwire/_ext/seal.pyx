@@ -17,6 +17,7 @@ Whoever opens takes epoch e, or e + 1 and goes on with it once a tag was valid. 
 wiped: what is left here opens nothing of the past.
 """
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, strlen
@@ -198,6 +199,7 @@ cdef seal_t *seal_of(Cipher cipher, bytes secret, bint sealing) except NULL:
 # --- for tests ----------------------------------------------------------------------------------------------------
 
 
+@cython.no_gc_clear                     # __dealloc__ needs the cipher
 cdef class Sealer:
     """Seals the frames of one lane and direction, in order from 0."""
 
@@ -232,6 +234,7 @@ cdef class Sealer:
         return frame
 
 
+@cython.no_gc_clear
 cdef class Opener:
     """Opens the frames of one lane and direction, in order from 0."""
 

@@ -137,8 +137,8 @@ cdef void send_plain(lane_t *lane, batch_t *b) noexcept nogil:
         lane.writable = n > 0              # a short write is tried again at once; only EAGAIN arms the edge
         unsent = keep_rest(lane, b, <size_t>n)
     settle(lane, b, unsent)
-    lane.tx_bytes += <u64>n
-    lane.tx_frames += <u64>(b.frames - unsent)
+    kv_count(&lane.tx_bytes, <u64>n)
+    kv_count(&lane.tx_frames, <u64>(b.frames - unsent))
 
 
 # --- sealed -------------------------------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ cdef bint seal_all(lane_t *lane, batch_t *b, u64 now) noexcept nogil:
 cdef void seal_batch(lane_t *lane, batch_t *b, u64 now) noexcept nogil:
     """Seal a batch and let its pages go. It leaves as the rest of a batch does."""
     if seal_all(lane, b, now):
-        lane.tx_frames += <u64>b.frames
+        kv_count(&lane.tx_frames, <u64>b.frames)
     else:
         lane_fail(lane, LANE_NOT_SEALED, 0)
     settle(lane, b, 0)
@@ -211,7 +211,7 @@ cdef bint flush_rest(lane_t *lane) noexcept nogil:
             return False
         lane.rest_at += <size_t>n
         lane.rest_len -= <size_t>n
-        lane.tx_bytes += <u64>n
+        kv_count(&lane.tx_bytes, <u64>n)
     return True
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from kvwire.cli import entry
+from kvwire.cli.codecs import command as codecs
 from kvwire.cli.doctor import command as doctor
 from kvwire.cli.hosts import run, serve
 from kvwire.cli.loopback import command as loopback
@@ -13,7 +14,7 @@ from kvwire.cli.models import command as models
 from kvwire.cli.report import command as report
 from kvwire.cli.wan import command as wan
 
-COMMANDS = tuple(module.add_command for module in (serve, run, loopback, wan, models, doctor, report))
+COMMANDS = tuple(module.add_command for module in (serve, run, loopback, wan, models, codecs, doctor, report))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

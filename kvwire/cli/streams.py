@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full or no longer read."""
+"""Standard streams: closed, full or no longer read; and what may be written to them."""
 
 from __future__ import annotations
 
@@ -22,3 +22,8 @@ def mend() -> None:
 def drop_output() -> None:
     """Whatever waits to be written goes nowhere: who read it has gone, or the disk is full."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def printable(text: str) -> str:
+    """What a peer may have chosen must not steer the terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)

@@ -201,16 +201,21 @@ class AuditLog:
         return len(rest)
 
     def _append(self, event: str, fields: Mapping[str, Scalar]) -> None:
-        if self._half_written:
-            os.ftruncate(self._fd, self._size)
-            self._half_written = False
+        self._cut()
         line = _line(self._number + 1, self._clock(), event, fields, self._head)
         written = os.write(self._fd, line + b"\n")
         if written <= len(line):
             self._half_written = True
+            self._cut()  # at once: for as long as the disk is full, that is what the log ends with
             raise OSError(f"only {written} of {len(line) + 1} bytes were taken")
         self._size += written
         self._number, self._head = self._number + 1, sha256(line).hexdigest()
+
+    def _cut(self) -> None:
+        """Take away what there is of a line that was not taken as a whole."""
+        if self._half_written:
+            os.ftruncate(self._fd, self._size)
+            self._half_written = False
 
 
 def _line(number: int, now_s: float, event: str, fields: Mapping[str, Scalar], prev: str) -> bytes:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
@@ -40,9 +40,12 @@ NETSCAPE_TYPE = x509.ObjectIdentifier("2.16.840.1.113730.1.1")
 
 NO_LIST = b"# SHA-256 of revoked certificates, one a line.\n"
 
+_NOT_A_KEY = (ValueError, UnsupportedAlgorithm, InternalError)
+"""What `cryptography` raises of keys that are none. The last: OpenSSL refused for a reason that it does not know."""
+
 _NOT_A_CERTIFICATE = (
-    ValueError,
-    UnsupportedAlgorithm,
+    *_NOT_A_KEY,
+    TypeError,  # of an extension whose content is of another kind, such as a name constraint of one IP address
     x509.DuplicateExtension,
     x509.InvalidVersion,
     x509.UnsupportedGeneralNameType,
@@ -98,7 +101,7 @@ class Certificate:
             x509.load_der_x509_certificate(self.der).verify_directly_issued_by(
                 x509.load_der_x509_certificate(authority.der)
             )
-        except (InvalidSignature, TypeError, *_NOT_A_CERTIFICATE):
+        except (InvalidSignature, *_NOT_A_CERTIFICATE):
             return False
         return True
 
@@ -145,7 +148,7 @@ def parse_certificates(pem: bytes, path: Path) -> tuple[Certificate, ...]:
     """The certificates of a PEM file, a chain's leaf first; IdentityError where there is none."""
     try:
         found = x509.load_pem_x509_certificates(pem)
-    except ValueError:
+    except _NOT_A_CERTIFICATE:
         raise IdentityError(f"{path} has no certificate in PEM") from None
     return tuple(Certificate.from_der(each.public_bytes(serialization.Encoding.DER)) for each in found)
 
@@ -179,7 +182,7 @@ def parse_key(pem: bytes, path: Path) -> PrivateKeyTypes:
         return serialization.load_pem_private_key(pem, password=None)
     except TypeError:
         raise IdentityError(f"the key in {path} is encrypted; kvwire asks for no passphrase") from None
-    except (ValueError, UnsupportedAlgorithm):
+    except _NOT_A_KEY:
         raise IdentityError(f"{path} has no private key in PEM") from None
 
 

@@ -116,7 +116,7 @@ class Listeners:
         and for a coroutine function, whose coroutine nobody would await."""
         if not callable(callback):
             raise ConfigError(f"a listener is {callback!r:.80}; expected a function that takes a report")
-        if inspect.iscoroutinefunction(callback):
+        if inspect.iscoroutinefunction(callback) or inspect.iscoroutinefunction(type(callback).__call__):
             raise ConfigError("a listener is a coroutine function; expected a plain one", hint="iterate with async for")
         listener = _Listener(callback)
         if not self._closed:

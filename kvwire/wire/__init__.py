@@ -1,5 +1,6 @@
 """The control protocol: pure. Schema, framing, state tables, session, and the first bytes of a connection."""
 
+from kvwire.wire.content import value_of
 from kvwire.wire.events import (
     Aborted,
     Answered,
@@ -82,4 +83,5 @@ __all__ = [
     "greeting_bytes",
     "parse_hello",
     "parse_join",
+    "value_of",
 ]

@@ -132,7 +132,7 @@ def unpack_runs(value: list[Any]) -> tuple[tuple[BlockRange, ...], ...]:
 
 
 def check_grant(manifest: Manifest, grant: Grant) -> None:
-    """PlacementError where a grant does not fit the offer: blocks that are not on offer, a kind that goes whole.
+    """PlacementError where a grant does not fit the offer: other blocks, a part of a kind that goes whole, or nothing.
 
     Full attention and MLA: any subset. Sliding window: all blocks on offer, or none. States: the one, or none.
     """
@@ -157,3 +157,5 @@ def check_grant(manifest: Manifest, grant: Grant) -> None:
             raise PlacementError(
                 f"group {name} is {offer.spec.kind.value}: all of its {len(offer.blocks)} blocks or none, not {wanted}"
             )
+    if not any(grant.runs) and not manifest.attachment:
+        raise PlacementError("a grant of nothing", hint="refuse the offer, or take at least one block")

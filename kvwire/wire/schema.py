@@ -14,12 +14,9 @@ from typing import Any, ClassVar, TypeVar
 import msgpack
 
 from kvwire.errors import ProtocolError, SpecError
-from kvwire.types import MAX_LAYERS
+from kvwire.wire.content import fields_of
 
 LENGTH_BYTES = 4
-MAX_CONTAINERS = 4096
-"""Most lists and maps in a message. A manifest with every limit exhausted has about 2,300."""
-MAX_KEYS = 64
 MAX_RESUMED = 1 << 17
 """Transfers in a RESUME: twice the largest Config.max_transfers."""
 U64 = (1 << 64) - 1
@@ -325,6 +322,9 @@ MESSAGES: dict[str, type[Message]] = {
     )
 }  # fmt: skip
 
+DECLARED = {"t"}.union(*(message.CHECKS for message in MESSAGES.values()))
+"""Names of fields; what a message has besides is not looked at."""
+
 M = TypeVar("M", bound=Message)
 
 
@@ -343,34 +343,11 @@ def _says(shape: Message | type[Message], name: str, value: object) -> str:
 
 
 def decode(body: bytes) -> Message:
-    """A message from its msgpack map. ProtocolError names the field and what it should have been.
-
-    A peer chooses how much memory its bytes take here: msgpack sizes a list by its header, before the content is
-    there. So lists are short (whatever is long travels as bytes), and their number is bounded too.
-    """
-    count = 0
-
-    def counted(value: object) -> object:
-        nonlocal count
-        count += 1
-        if count > MAX_CONTAINERS:
-            raise ValueError(f"more than {MAX_CONTAINERS} lists and maps")
-        return value
-
+    """A message from its msgpack map. ProtocolError names the field and what it should have been."""
     try:
-        content = msgpack.unpackb(
-            body,
-            strict_map_key=True,
-            max_array_len=MAX_LAYERS,
-            max_map_len=MAX_KEYS,
-            max_ext_len=0,
-            list_hook=counted,
-            object_hook=counted,
-        )
+        content = fields_of(body, DECLARED)
     except (ValueError, RecursionError, msgpack.UnpackException) as error:
         raise ProtocolError(f"a control message is no msgpack value: {type(error).__name__}: {error!s:.200}") from None
-    if not isinstance(content, dict):
-        raise ProtocolError(f"a control message is a {type(content).__name__}; expected a map")
     kind = content.get("t")
     shape = MESSAGES.get(kind) if isinstance(kind, str) else None
     if shape is None:

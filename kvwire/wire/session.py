@@ -30,6 +30,7 @@ _SAID_BEFORE = {
     states.Session.CONFIRMING: schema.Finished | schema.LaneTicket | schema.LaneClosed | schema.Goodbye,
 }
 """What may be said before a session is open."""
+_BEFORE_OPEN = _SAID_BEFORE[states.Session.GREETING] | _SAID_BEFORE[states.Session.CONFIRMING]
 
 
 class Session(Exchange):
@@ -66,6 +67,7 @@ class Session(Exchange):
         self._lost: KvwireError | None = None
         self._expects_resume = False
         self._may_restart = True
+        self._known_there = False  # the peer has said what only a side says that has the link
         self._greet(now, random, agreement)
 
     def _greet(self, now: float, random: bytes, agreement: KeyAgreement | None) -> None:
@@ -243,6 +245,7 @@ class Session(Exchange):
             raise ProtocolError(f"{message.TYPE} before finished")
         if self._expects_resume and not isinstance(message, schema.Resume | _SAID_BEFORE[states.Session.CONFIRMING]):
             raise ProtocolError(f"{message.TYPE} before resume")
+        self._known_there |= not isinstance(message, _BEFORE_OPEN)
         match message:
             case schema.Hello():
                 self._on_hello(now, message)
@@ -278,6 +281,7 @@ class Session(Exchange):
                     raise ProtocolError("the dialler hands out a lane ticket; it asks for them instead")
                 self._events.append(events.Ticket(message.lane, message.incarnation, message.random))
             case schema.LaneClosed():
+                self._tickets.void(message.lane, message.incarnation)
                 self._events.append(events.LaneClosed(message.lane, message.incarnation, message.reason, message.acked))
             case schema.Ping():
                 self._send(schema.Pong(message.token))
@@ -335,11 +339,12 @@ class Session(Exchange):
         known, resumed = self.peer, hello.link_id == self.link_id
         if known is not None and not resumed:
             ending = goodbye("closed", "this link was to be resumed, and no other one made")
-            if hello.boot_id == known.boot_id:
+            # An acceptor to whom FINISHED never came has no link to resume: the new one takes its place.
+            if hello.boot_id == known.boot_id and self._known_there:
                 self._put(ending)
                 self._close("fail", LinkLost("the link is not known to the peer any more"))
                 return
-            if not self._may_restart:
+            if hello.boot_id != known.boot_id and not self._may_restart:
                 self.lost(now, LinkLost("another host answered"))
                 self._out += ending  # leaves as the driver hangs up
                 return

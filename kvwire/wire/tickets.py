@@ -84,3 +84,9 @@ class Tickets:
         if (lane, incarnation) in self._taken:
             self._taken.remove((lane, incarnation))
             self._free.append(lane)
+
+    def void(self, lane: int, incarnation: int) -> None:
+        """The dialler says that its lane has ended: where its JOIN was never heard, the ticket is no longer out. Else
+        those of lanes that were hung up on would count until their time is over, and there be none for a new one."""
+        if self._out.pop((lane, incarnation), None) is not None:
+            self._free.append(lane)

@@ -202,8 +202,10 @@ async def joined(
     try:
         yield Pair(serving, dialling, await dialling.connect(host, serving.port))
     finally:
+        links = [*dialling.links, *serving.links]
         await dialling.close()
         await serving.close()
+    assert not any(link.engine_link.memory_bytes for link in links)
     for node in (serving, dialling):
         assert not node.links
         assert not node._watched

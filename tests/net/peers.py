@@ -2,21 +2,27 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 from tests.net import kit
 
 
 @contextlib.asynccontextmanager
-async def another_process(module: str, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A module of tests.net as a process; killed on the way out."""
+async def another_process(
+    module: str, *arguments: str, under: Sequence[str] = (), variables: Mapping[str, str] | None = None
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A module of tests.net as a process; killed on the way out.
+
+    `under`: a command that becomes it. `variables`: of its environment, besides those that there are.
+    """
     kit.keys()  # made here, for both
-    command = (sys.executable, "-m", f"tests.net.{module}", *arguments)
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
+    command = (*under, sys.executable, "-m", f"tests.net.{module}", *arguments)
+    pipe, environment = asyncio.subprocess.PIPE, {**os.environ, **(variables or {})}
+    process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, env=environment)
     try:
         yield process
     finally:

@@ -15,7 +15,7 @@ import pytest
 import uvloop
 
 from kvwire import Closed, Config, ConfigError, ConnectRefused, LinkLost, LocalError, NetworkError, sockets
-from kvwire.acceptor import Acceptor
+from kvwire.acceptor import Acceptor, Stranger
 from tests.net import kit
 from tests.net.kit import joined
 from tests.net.namespaces import needs_ipv6
@@ -51,9 +51,9 @@ async def test_lanes_are_dialled_from_the_local_addresses_in_turn(monkeypatch: p
     seen: list[str] = []
     add_lane = Acceptor._identify
 
-    async def note(acceptor: Acceptor, sock: socket.socket, peer: str) -> None:
-        seen.append(peer.split()[0])
-        await add_lane(acceptor, sock, peer)
+    async def note(acceptor: Acceptor, stranger: Stranger) -> None:
+        seen.append(stranger.address.split()[0])
+        await add_lane(acceptor, stranger)
 
     monkeypatch.setattr(Acceptor, "_identify", note)
     sources = ("127.0.0.2", "::1", "127.0.0.3")
@@ -268,11 +268,11 @@ async def test_another_host_of_the_same_name_is_not_the_one_that_is_away(monkeyp
             out, incoming = await kit.granted(link, first, offer, source, target)
             answers, away = [], True
 
-            async def elsewhere(acceptor: Acceptor, sock: socket.socket, peer: str) -> None:
+            async def elsewhere(acceptor: Acceptor, stranger: Stranger) -> None:
                 if acceptor._node is first and away:
                     raise LinkLost("its network is away")
                 answers.append(acceptor._node)
-                await identify(acceptor, sock, peer)
+                await identify(acceptor, stranger)
 
             identify = Acceptor._identify
             monkeypatch.setattr(Acceptor, "_identify", elsewhere)

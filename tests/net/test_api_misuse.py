@@ -2,11 +2,16 @@
 
 import asyncio
 import math
+import signal
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from queue import Queue
 from typing import Any
 
+import numpy as np
 import pytest
 
 from kvwire import (
@@ -49,6 +54,24 @@ async def test_an_offer_that_is_none() -> None:
         for arguments in ((nothing, source.at()), (offer, nothing), (offer, {"full": source.at()["full"].pages})):
             with pytest.raises(SpecError, match="expected"):
                 await pair.link.offer(*arguments)
+        await kit.still_works(pair)
+
+
+async def test_an_offer_that_the_peer_would_not_understand() -> None:
+    """What is almost a manifest is none here: a peer that is sent it ends the link, and all transfers with it."""
+    offer = manifest()
+    anything: Any = replace
+    group = offer.groups[0]
+    makes: list[Callable[[], Any]] = [
+        lambda: anything(offer, attachment=1),
+        lambda: anything(offer, attachment=np.True_),
+        lambda: anything(group.spec, window=False),
+        lambda: anything(group, blocks=range(0, 4, 2), hashes=(b"h" * 16,) * 2),
+    ]
+    async with joined() as pair:
+        for make in makes:
+            with pytest.raises(SpecError, match=r"expected|only a sliding-window"):
+                await pair.link.offer(make(), Caches(offer).at())
         await kit.still_works(pair)
 
 
@@ -186,3 +209,53 @@ def test_threads_that_go_on_when_the_loop_is_closed() -> None:
     with ThreadPoolExecutor() as threads:
         threads.submit(go_on).result()
     go_on()  # also in the thread that had the loop
+
+
+def test_signals_are_heard_in_blocking_waits() -> None:
+    """Ctrl-C must not wait for a peer: an engine may wait on its main thread, with the loop on another."""
+    offer, halves, seen = manifest(), Queue[tuple[Outgoing, Incoming]](), Queue[bool]()
+    heard, over = threading.Event(), threading.Event()
+    main = threading.get_ident()
+
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(*_: object) -> None:
+        heard.set()
+        raise Interrupted
+
+    async def serve() -> None:
+        async with joined() as pair:
+            halves.put(await granted(pair.link, pair.server, offer, Caches(offer), Caches(offer)))
+            await asyncio.to_thread(over.wait, 4 * kit.PATIENCE_S)
+
+    def signal_and_see() -> None:
+        signal.pthread_kill(main, signal.SIGUSR1)
+        seen.put(heard.wait(kit.PATIENCE_S))
+        if not heard.is_set():
+            incoming.abort_nowait("nobody heard")
+
+    def interrupted(threads: ThreadPoolExecutor, wait: Callable[[], object]) -> None:
+        threads.submit(signal_and_see)
+        wait()
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with ThreadPoolExecutor() as threads:
+            serving = threads.submit(asyncio.run, serve())
+            out, incoming = halves.get(timeout=kit.PATIENCE_S)
+            try:
+                for wait in (
+                    lambda: incoming.wait_for_layer("full", 0, math.inf),
+                    lambda: incoming.wait_committed(math.inf),
+                    lambda: out.wait_committed(10**400),
+                ):
+                    heard.clear()
+                    with pytest.raises(Interrupted):
+                        interrupted(threads, wait)
+                    assert seen.get(timeout=2 * kit.PATIENCE_S)
+            finally:
+                over.set()
+            serving.result()
+    finally:
+        signal.signal(signal.SIGUSR1, before)

@@ -319,3 +319,29 @@ def test_a_run_larger_than_the_buffer_cycles_it() -> None:
     job = synthetic(2 << 30, MIB, loopback.BUFFER_BYTES)
     assert (job.transfer_bytes, job.transfers) == (512 * MIB, 4)
     assert machine.congestion(None)
+
+
+KILLED = """
+import kvwire
+from kvwire.cli.jobs import synthetic
+from kvwire.cli.loopback.peer import Peer, Receiver
+
+if __name__ == "__main__":
+    receiver, job = Peer(Receiver), synthetic(1 << 20, 65536, 1 << 20)
+    receiver.call("allocate", job.specs, job.tokens, None)
+    receiver.call("listen", kvwire.Config(plain=True), None)
+    receiver.start("accept")  # nobody offers anything
+    print("waits", flush=True)
+    receiver.result()
+"""
+
+
+def test_a_bench_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
+    """A child may be minutes deep in a call when the pipe ends, and holds the memory of a model."""
+    program = tmp_path / "killed.py"
+    program.write_text(KILLED)
+    with subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE) as bench_process:
+        assert bench_process.stdout is not None
+        assert bench_process.stdout.readline() == b"waits\n"
+        bench_process.kill()
+        assert bench_process.communicate(timeout=30)[0] == b""  # the end comes when the last of them has gone

@@ -228,6 +228,21 @@ async def test_a_client_waits_for_no_one_for_ever(monkeypatch: pytest.MonkeyPatc
             await Channel(link).hear("ready", within_s=0.1)
 
 
+async def test_what_the_other_end_says_does_not_steer_the_terminal() -> None:
+    """Whoever answers a plain client may say anything, and all of it is printed."""
+    async with await kit.serve("127.0.0.1") as evil, await kit.start() as node:
+        client = Client(node, await node.connect("127.0.0.1", evil.port))
+        said = Channel(evil.links[0])
+        try:
+            await said.say("refused", "\x1b[2J\rgone")
+            assert (await client.channel.hear("refused"))[1][1] == "?[2J?gone"
+            counts = {"transfers": 1, "checked": 1, "cpu_s": 0.0}
+            await said.say("received", counts | {"damage": ["\x1b]0;title\a", 7, ["deep"]]})
+            assert (await client.channel.hear("received"))[1][1] == counts | {"damage": ["?]0;title?", "?", "?"]}
+        finally:
+            await finish(client.offers)
+
+
 async def test_together_cancels_the_others() -> None:
     cancelled = asyncio.Event()
 

@@ -1,6 +1,6 @@
 """Peers that take less than is made ready, or nothing at all: memory, descriptors and queues stay inside their bounds.
 
-`KVWIRE_STORM_S` is how long each test lasts: 3 s in the suite, 60 s in `make storms`.
+`KVWIRE_STORM_S` is how long each test lasts: 3 s in the suite, 60 s in `make faults`.
 """
 
 import asyncio

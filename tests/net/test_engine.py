@@ -12,7 +12,7 @@ from kvwire._ext.incoming import InTransfer
 from kvwire._ext.layout import Segment
 from kvwire._ext.outgoing import OutTransfer
 from kvwire.errors import AttachmentError, Closed, LimitExceeded, ReadyError, SpecError
-from tests.net.engines import CELL, PATIENCE_S, Memory, Pair, all_ready, commit, until
+from tests.net.engines import CELL, PATIENCE_S, Memory, Pair, all_ready, closures, commit, tcp_pair, until
 
 pytestmark = pytest.mark.usefixtures("nothing_left", "sealing")
 
@@ -312,6 +312,12 @@ def test_what_is_over_has_nothing_in_the_queue() -> None:
         for block in range(2):
             for out in outs:
                 out.ready(0, block, 1)
+        ours, theirs = tcp_pair()
+        with theirs:  # what has been sent may be in the queue once more, and a receipt come all the same
+            pair.sender.add_lane(ours.detach(), 0, 0)
+            until(lambda: pair.sender.lane_stats()[0]["sent_frames"] == 6, "all of it to be sent")
+            pair.sender.close_lane(0)
+            closures(pair.sender)
         assert pair.sender.queued_runs == 6
         outs[1].commit()
         assert pair.sender.queued_runs == 4

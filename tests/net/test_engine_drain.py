@@ -87,7 +87,7 @@ def test_not_before_all_is_acknowledged() -> None:
         link.drain_lane(0)
         time.sleep(2 * QUIET_S)
         assert link.take_closed() == []
-        peer.sendall(encode("receipt", 0, transfer=99))
+        peer.sendall(encode("receipt", 0, transfer=1))
         assert frame_type(next(came)) == 2, "acknowledgements still flow"
         peer.sendall(encode("ack", 1, payload=bytes(8) + (4).to_bytes(8, "little")))
         acked_at = time.monotonic()

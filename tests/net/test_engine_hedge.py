@@ -234,7 +234,7 @@ def test_what_a_peer_sees_of_it() -> None:
         assert pair.sender.hedge(0, ALL) == 3 * CELL
         pair.sender.add_lane(other.detach(), 1, 0)
         assert [frame[32] for frame in frames(end, 3)] == [1, 2, 3]
-        theirs.sendall(encode("receipt", 1, transfer=99))
+        theirs.sendall(encode("receipt", 1, transfer=1))
         assert frame_type(next(came)) == 2
 
 

@@ -36,6 +36,10 @@ def transfer_of(frame: bytes) -> int:
     return int.from_bytes(frame[24:32], "little")
 
 
+def cell_of(frame: bytes) -> int:
+    return int.from_bytes(frame[32:36], "little")
+
+
 def test_an_honest_peer_by_hand() -> None:
     target = Memory(SHAPES)
     with raw_peer() as (link, peer):
@@ -132,13 +136,61 @@ def test_a_receipt_before_everything_was_ready(attachment: bool) -> None:
         out = OutTransfer(link, 2, source.segments, CELL, attachment)
         out.ready(0, 0, 2 if attachment else 1)
         peer.sendall(encode("receipt", 0, 2))
-        assert closures(link)[0][3] == "a receipt for cells that were not ready"
+        assert closures(link)[0][3] == "a receipt for what was never sent"
+        assert out.state == "active"
+
+
+def test_a_receipt_before_everything_was_sent() -> None:
+    """All of it was ready, and all of it claimed once; but what the kernel refused has gone back to the queue."""
+    source = Memory([(16, CELL)], filled=True)
+    with raw_peer(narrow=True) as (link, peer):
+        out = OutTransfer(link, 2, source.segments, CELL, False)
+        out.ready(0, 0, 16)
+        until(lambda: link.queued_runs == 1 and link.lane_stats()[0]["sent_frames"], "the kernel to refuse more")
+        assert link.lane_stats()[0]["sent_frames"] < 16
+        peer.sendall(encode("receipt", 0, 2))
+        assert closures(link)[0][3] == "a receipt for what was never sent"
+        assert (out.state, out.cells) == ("active", (0, 16))
+        ours, again = tcp_pair()
+        with again:  # to an honest one it goes whole
+            link.add_lane(ours.detach(), 0, 1)
+            assert b"".join(frame[48:] for frame in sorted(frames(again, 16), key=cell_of)) == source.content()[0]
+            again.sendall(encode("receipt", 0, 2))
+            assert out.wait(PATIENCE_S) == "committed"
+
+
+def test_a_receipt_for_what_a_resumed_link_is_to_send_again() -> None:
+    """The peer's ledger has said that it has none of it."""
+    source = Memory([(16, CELL)], filled=True)
+    with raw_peer() as (link, peer):
+        out = OutTransfer(link, 2, source.segments, CELL, False)
+        out.ready(0, 0, 16)
+        assert len(list(frames(peer, 16))) == 16
+        link.suspend()
+        link.take_closed()
+        out.resume(bytes(2))
+        ours, again = tcp_pair(narrow=True)
+        with again:
+            link.add_lane(ours.detach(), 0, 1)
+            until(lambda: link.queued_runs == 1 and link.lane_stats()[0]["sent_frames"], "the kernel to refuse more")
+            again.sendall(encode("receipt", 0, 2))
+            assert closures(link)[0][3] == "a receipt for what was never sent"
+        assert out.state == "active"
+
+
+def test_a_receipt_for_a_transfer_that_never_was() -> None:
+    source = Memory([(1, CELL)], filled=True)
+    with raw_peer() as (link, peer):
+        out = OutTransfer(link, 2, source.segments, CELL, False)
+        peer.sendall(encode("receipt", 0, 4))
+        assert closures(link)[0][3] == "a receipt for what was never sent"
         assert out.state == "active"
 
 
 def test_receipts_and_acknowledgements_of_strangers_are_ignored() -> None:
     source = Memory([(1, CELL)], filled=True)
     with raw_peer() as (link, peer):
+        OutTransfer(link, 4, source.segments, CELL, False).abort()
         out = OutTransfer(link, 2, source.segments, CELL, False)
         peer.sendall(encode("receipt", 0, 4) + ack(5, 0, 100, sequence=1) + ack(0, 9, 100, sequence=2))
         out.ready(0, 0, 1)

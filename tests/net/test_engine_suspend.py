@@ -194,9 +194,10 @@ SOURCE = Memory(SMALL, filled=True)
 
 
 def one_ready(link: EngineLink) -> OutTransfer:
-    """Four cells and an attachment, of which the first cell is ready, on a link that was suspended."""
+    """Four cells and an attachment, of which the first cell was sent, on a link that was suspended."""
     out = OutTransfer(link, 2, SOURCE.segments, CELL, True)
     out.ready(0, 0, 1)
+    until(lambda: frames_sent(link) == 1, "the cell to be sent")
     suspend(link)
     return out
 
@@ -247,12 +248,20 @@ def test_a_ledger_where_nothing_was_lost() -> None:
 def test_all_of_it_had_landed_and_no_receipt_came() -> None:
     with raw_peer() as (link, _):
         out = one_ready(link)
-        with pytest.raises(ProtocolError, match="not ready"):
-            out.commit()
-        assert out.state == "active"
         out.ready(0, 1, 1)
         out.ready(1, 0, 1)
         out.attach(b"tail")
+        with pytest.raises(ProtocolError, match="cell 1, which was never sent"):  # though it is ready
+            out.resume(b"\x1f")
+        with pytest.raises(ProtocolError, match="not every cell was ever sent"):
+            out.commit()
+        assert (out.cells, out.state) == ((0, 5), "active")
+        out.resume(b"\x01")
+        ours, theirs = tcp_pair()
+        with theirs:
+            link.add_lane(ours.detach(), 0, 1)
+            until(lambda: frames_sent(link) == 4, "the rest to be sent")
+            suspend(link)
         out.resume(b"\x1f")
         assert (out.cells, out.state, link.queued_runs) == ((5, 5), "active", 0)
         out.commit()
@@ -267,6 +276,7 @@ def test_a_commit_that_is_learnt_wakes_who_waits() -> None:
     with raw_peer() as (link, _):
         out = OutTransfer(link, 2, source.segments, CELL, False)
         all_ready(out, source)
+        until(lambda: frames_sent(link) == 4, "all of it to be sent")
         suspend(link)
         ends: list[str] = []
         waiter = threading.Thread(target=lambda: ends.append(out.wait(PATIENCE_S)))
@@ -301,13 +311,14 @@ def test_a_receipt_does_not_outlive_its_lanes_when_all_are_gone() -> None:
         peer.sendall(encode("data", 0, 2, 0, 0, bytes(CELL)))
         assert RECEIPT in [frame_type(frame) for frame in frames(peer, 2)]
         assert inc.state == "committed"
+        OutTransfer(link, 8, target.segments, CELL, False).abort()
         suspend(link)
         ours, theirs = tcp_pair()
         with theirs:
             link.add_lane(ours.detach(), 0, 1)
             answers = frames(theirs, 2)
             for sequence in range(2):
-                theirs.sendall(encode("receipt", sequence, 8))  # of a transfer that nobody knows: it is acknowledged
+                theirs.sendall(encode("receipt", sequence, 8))  # of one that is over: it is acknowledged
                 assert frame_type(next(answers)) == ACK
 
 

@@ -227,7 +227,7 @@ async def test_strangers_are_hung_up_on(stranger: str, tmp_path: Path) -> None:
                 await loop.sock_sendall(sock, says)
             said, _ = await rest(sock)
         assert said == answer[: len(said)]  # of a reset the kernel may keep what came before to itself
-        await kit.eventually(lambda: not there.node._acceptor.handshakes.locked(), "its place")  # type: ignore[union-attr]
+        await kit.eventually(lambda: not there.node._acceptor.strangers, "its place")  # type: ignore[union-attr]
         refusals = there.log.refusals()
         assert [error for error, _ in refusals] == ([logs[0]] if logs else [])
         assert logs is None or logs[1] in refusals[0][1]

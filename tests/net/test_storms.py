@@ -1,6 +1,6 @@
 """Faults without end on real sockets: whatever is lost, every transfer is whole in the end, or ends by name.
 
-`KVWIRE_STORM_S` is how long each storm lasts: 3 s in the suite, 60 s in `make storms`.
+`KVWIRE_STORM_S` is how long each storm lasts: 3 s in the suite, 60 s in `make faults`.
 """
 
 import asyncio
@@ -211,7 +211,7 @@ async def test_a_peer_that_has_gone_without_a_word_is_noticed(sending: bool) -> 
 
 @pytest.mark.timeout(120)
 async def test_a_peer_whose_python_stands_still_is_alive() -> None:
-    """For 60 s in `make storms`: its engine goes on receiving, and nobody gives up."""
+    """For 60 s in `make faults`: its engine goes on receiving, and nobody gives up."""
     still_s = 60.0 if STORM_S >= 60 else 6.0
     config = Config(lanes=2)
     started, ended = threading.Event(), threading.Event()

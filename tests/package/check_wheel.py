@@ -115,13 +115,14 @@ def git(*which: str) -> set[str]:
 
 
 def check_wheel(wheel: Path, sdist_files: set[str], suffix: str) -> None:
-    """It must have kvwire's modules, their types, one extension module for each .pyx, and nothing else."""
+    """It must have kvwire's modules, their types, one extension module for each .pyx, the header for codecs in C, and
+    nothing else."""
     with zipfile.ZipFile(wheel) as archive:
         files = {name for name in archive.namelist() if ".dist-info/" not in name}
     package = {Path(name) for name in sdist_files if name.startswith("kvwire/")}
     plain = {str(path) for path in package if path.suffix in {".py", ".pyi", ".typed"}}
     compiled = {str(path.with_suffix(suffix)) for path in package if path.suffix == ".pyx"}
-    compare(wheel.name, files, plain | compiled)
+    compare(wheel.name, files, plain | compiled | {"kvwire/_ext/codec_impl.h"})
 
 
 def compare(what: str, found: set[str], expected: set[str]) -> None:

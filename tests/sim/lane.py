@@ -224,8 +224,8 @@ class Lane:
 
     def _on_receipt(self, transfer: int) -> None:
         out = self.link.out.get(transfer)
-        if out is not None and not out.all_ready:
-            self.fail(Reason.BAD_RECEIPT, "a receipt for cells that were not ready")
+        if out is not None and not out.all_sent:
+            self.fail(Reason.BAD_RECEIPT, "a receipt for what was never sent")
         elif out is not None:
             out.commit()
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 from tests.sim.clock import Clock
 
 if TYPE_CHECKING:
-    from tests.sim.network import Host
+    from tests.sim.network import Host, Listener
     from tests.sim.sockets import SimSocket
     from tests.sim.world import Process
 
@@ -55,6 +55,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         self.timers: dict[int, asyncio.TimerHandle] = {}
         """Those that are neither due nor cancelled."""
         self._readers: dict[int, Callable[[], Any]] = {}
+        self.listening: dict[int, Listener] = {}
         self._writers: dict[int, Callable[[], Any]] = {}
 
     # --- driving ------------------------------------------------------------------------------------------------
@@ -202,6 +203,8 @@ class SimLoop(asyncio.AbstractEventLoop):
 
     def add_reader(self, fd: Any, callback: Callable[[*Ts], Any], *args: *Ts) -> None:
         self._readers[fd] = lambda: callback(*args)
+        if fd in self.listening and self.listening[fd].backlog:
+            self.signal(fd)  # who is there already is no less heard than who comes
 
     def remove_reader(self, fd: Any) -> bool:
         return self._readers.pop(fd, None) is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import math
 from collections.abc import Callable, Iterator
@@ -187,30 +186,40 @@ def _leases_kept() -> list[Any]:
 
 
 def _accepted_sockets_left_open() -> list[Any]:
-    return [mock.patch.object(acceptor, "_close_if_cancelled", _nothing)]
+    def over(self: acceptor.Acceptor, stranger: acceptor.Stranger, _: object) -> None:
+        self.strangers.remove(stranger)
+
+    return [mock.patch.object(acceptor.Acceptor, "_over", over)]
 
 
 # --- 8: strangers ---------------------------------------------------------------------------------------------
 
 
 def _patience_with_strangers() -> list[Any]:
-    async def greet(self: Any, sock: Any, peer: str) -> None:
+    async def greet(self: Any, stranger: acceptor.Stranger) -> None:
         try:
-            await self._identify(sock, peer)
+            await self._identify(stranger)
         except Exception:
-            sock.close()
+            stranger.sock.close()
         except BaseException:
-            sock.close()
+            stranger.sock.close()
             raise
-        finally:
-            self.handshakes.release()
 
     return [mock.patch.object(acceptor.Acceptor, "_greet", greet)]
 
 
 def _any_number_of_strangers() -> list[Any]:
-    real = asyncio.Semaphore
-    return [mock.patch.object(asyncio, "Semaphore", lambda value: real(1000 * value))]
+    class Countless(list[Any]):
+        def __len__(self) -> int:
+            return 0
+
+    real = acceptor.Acceptor.__init__
+
+    def init(self: acceptor.Acceptor, *given: Any) -> None:
+        real(self, *given)
+        self.strangers = Countless()
+
+    return [mock.patch.object(acceptor.Acceptor, "__init__", init)]
 
 
 # --- 10: deadlines are durations, and a source is leased to the end -------------------------------------------

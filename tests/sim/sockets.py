@@ -88,6 +88,7 @@ class SimSocket:
         assert self._listener is not None
         self._host.listeners[self._listener.port] = self._listener
         self._listener.on_readable = lambda: self._loop.signal(self._fd)
+        self._loop.listening[self._fd] = self._listener
 
     def accept(self) -> tuple[SimSocket, tuple[str, int]]:
         if self._listener is None:
@@ -148,6 +149,7 @@ class SimSocket:
     def close(self) -> None:
         self._closed = True
         if self._listener is not None:
+            self._loop.listening.pop(self._fd, None)
             self._listener.close()
             self._listener = None
         if self._end is not None:

@@ -5,6 +5,7 @@ import pytest
 
 from kvwire._ext import engine, incoming, lanes, outgoing
 from kvwire._ext.layout import Segment
+from kvwire.errors import ProtocolError
 from tests.sim.engine import SimEngine, SimEngineLink
 from tests.sim.transfers import SimInTransfer, SimOutTransfer
 from tests.sim.world import World
@@ -39,6 +40,7 @@ def test_what_had_landed_before_the_link_was_lost_is_not_queued_again() -> None:
     out.ready(0, 0, 3)
     for cell in (0, 2):
         assert incoming.claim(0, cell, 4096) == "own"
+        out.read(0, cell)
         incoming.land(0, cell)
     link.suspend()
     out.attach(b"late")
@@ -48,5 +50,9 @@ def test_what_had_landed_before_the_link_was_lost_is_not_queued_again() -> None:
     assert [link.queue.claim(9) for _ in range(3)] == [(1, 0, 1, 1, 1), (1, 1, 0, 1, 2), None]
     assert out.cells == (2, 5)
     out.ready(0, 3, 1)
+    with pytest.raises(ProtocolError, match="not every cell"):
+        out.commit()
+    for at in ((0, 1), (0, 3), (1, 0)):
+        out.read(*at)
     out.commit()
     assert (out.state, out.cells) == ("committed", (5, 5))

@@ -61,6 +61,7 @@ class SimOutTransfer:
         self._block_ready = [bytearray(s.nbytes // s.block_bytes) for s in segments]
         self._unready_cells = sum(self._counts)
         self._acked: set[tuple[int, int]] = set()
+        self._sent: set[tuple[int, int]] = set()  # since the link was resumed, or landed before
         self._unacked_bytes = 0
         """Payload that became ready and that the link's `acked_bytes` is yet to count."""
         self._times_ns = [0, 0, 0]
@@ -152,12 +153,12 @@ class SimOutTransfer:
             raise ProtocolError(f"a ledger of {len(landed)} bytes; {len(cells)} cells take {_cells(len(cells), 8)}")
         there = {at for at in range(8 * len(landed)) if landed[at >> 3] >> (at & 7) & 1}
         for at in there:
-            if at >= len(cells) or not self._is_ready(*cells[at]):
+            if at >= len(cells) or cells[at] not in self._sent:
                 raise ProtocolError(f"a ledger with cell {at}, which was never sent")
         if not self.suspended:  # granted after the link came back: nothing of it was lost
             return
         self.suspended = False
-        self._acked = {cells[at] for at in there}
+        self._acked, self._sent = {cells[at] for at in there}, {cells[at] for at in there}
         for at, (segment, cell) in enumerate(cells):
             if self.state == "active" and at not in there and self._is_ready(segment, cell):
                 self.queue(segment, cell, 1, new=True)
@@ -167,7 +168,8 @@ class SimOutTransfer:
         return self._attachment is not None if segment == len(self.segments) else self._complete(segment, cell)
 
     def read(self, segment: int, cell: int) -> bytes:
-        """The bytes of a cell, from its pages."""
+        """The bytes of a cell, from its pages: it is sent."""
+        self._sent.add((segment, cell))
         if segment == len(self.segments):
             assert self._attachment is not None
             return self._attachment
@@ -198,6 +200,11 @@ class SimOutTransfer:
         return not self._unready_cells
 
     @property
+    def all_sent(self) -> bool:
+        """Whether a receipt may come."""
+        return len(self._sent) == sum(self._counts)
+
+    @property
     def last_claim_ns(self) -> int:
         return self._times_ns[1]  # a lane takes what is ready at once, as far as a controller knows
 
@@ -213,8 +220,8 @@ class SimOutTransfer:
 
     def commit(self) -> None:
         """The receipt has come, or a ledger that says the same."""
-        if not self.all_ready:
-            raise ProtocolError("a receipt for cells that were not ready")
+        if not self.all_sent:
+            raise ProtocolError("a ledger that says committed, and not every cell was ever sent")
         self._times_ns[2] = self.link.engine.now_ns
         if self.state == "active":  # all has landed, whether or not that is acknowledged yet
             self.link.acked_bytes += self._unacked_bytes

@@ -293,7 +293,7 @@ class Verdict:
         own = 1 if self.world.config.plain else 2  # which accept connections and look after the identity
         left["tasks"] = len(node._tasks) - own + sum(len(link._tasks) for link in node.links)
         assert node._acceptor is not None
-        left["handshakes"] = self.world.config.max_handshakes - 1 - node._acceptor.handshakes._value
+        left["handshakes"] = len(node._acceptor.strangers)
         for link in map(sim_link, node.links):
             session = link._session
             if link.tainted:

@@ -333,6 +333,7 @@ def test_a_full_disk_fails_nobody_and_is_told(path: Path, room: int, caplog: pyt
         for transfer in range(2, 7):
             log.write("commit", transfer=transfer)
         assert [record.levelno for record in caplog.records] == [logging.ERROR]
+        assert verify_audit(path).lines == 2  # whole, also now
         disk.is_mended()
         log.write("commit", transfer=7)
         log.write("commit", transfer=8)

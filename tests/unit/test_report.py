@@ -16,7 +16,7 @@ from kvwire.cli.failure import Failure
 from kvwire.cli.report import webpage
 from kvwire.cli.report.command import KINDS, differences, page
 from kvwire.cli.report.fields import Fields, read
-from kvwire.cli.report.section import TIMES
+from kvwire.cli.report.section import NOTHING, TIMES
 
 SAMPLES = Path(__file__).parent / "reports"
 """Made with --json by each command, but for the names of the machines and one fault of the doctor's."""
@@ -137,6 +137,17 @@ def test_models_have_sizes_and_times() -> None:
     assert {"#1 KV cache of llama-3-70b", "at 32 K tokens"} <= set(page_of(one).words)
 
 
+def test_codecs_have_ratios_and_links() -> None:
+    found = page_of(sample("codecs"))
+    assert {"#1 Codecs on bf16", f"1.47{TIMES}", "fewer bytes by zstd, nothing lost", "not for bf16"} <= set(
+        found.words
+    )
+    assert {"How many times faster a link is", "zstd alone", "never"} - set(found.words) == {"never"}
+    one = sample("codecs")
+    one["codecs"][0] |= {"decode_bps": None, "wins_below_bps": 0}
+    assert {"never", NOTHING} <= set(page_of(one).words)
+
+
 def test_several_records_are_compared_and_machines_told_once() -> None:
     found = page_of(*(sample("loopback", at) for at in range(4)), sample("run"), sample("doctor"))
     assert "4 loopback measurements, 1 measurement between hosts, 1 diagnosis" in found.words
@@ -213,7 +224,7 @@ def test_a_field_that_is_missing_or_something_else_is_a_sentence(kind: str) -> N
     refused = 0
     for container, key in leaves(record):
         kept = copy.copy(container[key])
-        for other in (None, "x", -1, 10**400, 5e-324, 1e18, float("nan"), True, [], [None], {}, {"x": "y"}):
+        for other in (None, "x", -1, 0, 10**400, 5e-324, 1e18, float("nan"), True, [], [None], {}, {"x": "y"}):
             container[key] = other
             said = refusal(record)
             assert said is None or (said.startswith("bad.json") and "expected" in said)

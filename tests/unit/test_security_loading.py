@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import ssl
 import stat
@@ -10,9 +11,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from kvwire import AuthenticationFailed, Authority, Identity, IdentityError, Peer, pin, revoke, self_signed
+from kvwire.security.certificates import parse_key, read_certificates
 from tests.unit.security_kit import DECODE, OTHER, PREFILL, ca_of, forge, key_pem, meet, put, under_one_ca
 
 PUBLIC = 0o644
@@ -304,3 +308,31 @@ def test_looking_costs_little(pair: tuple[Path, Path]) -> None:
     begun = time.monotonic()
     assert not any(identity.refresh() for _ in range(10_000))
     assert time.monotonic() - begun < 10.0  # 0.12 s where this was written; reading the files as often takes 33 s
+
+
+def test_a_key_that_openssl_refuses() -> None:
+    """An X448 key with the length of an X25519 one: `cryptography` calls that an internal error."""
+    der = bytes.fromhex("302e020100300506032b656f04220420") + b"k" * 32
+    pem = b"-----BEGIN PRIVATE KEY-----\n" + base64.encodebytes(der) + b"-----END PRIVATE KEY-----\n"
+    with pytest.raises(IdentityError, match=r"^identity\.pem has no private key in PEM$"):
+        parse_key(pem, Path("identity.pem"))
+
+
+def test_a_certificate_of_a_version_that_nobody_knows(tmp_path: Path) -> None:
+    """`cryptography` has an error of its own for that, which is no ValueError."""
+    der = forge()[1][0].public_bytes(Encoding.DER).replace(bytes.fromhex("a003020102"), bytes.fromhex("a003020142"), 1)
+    path = put(tmp_path / "theirs.pem", ssl.DER_cert_to_PEM_cert(der).encode(), PUBLIC)
+    with pytest.raises(IdentityError, match="has no certificate in PEM"):
+        read_certificates(path)
+
+
+def test_a_name_constraint_that_is_none(tmp_path: Path) -> None:
+    """One IP address where a network belongs: `cryptography` makes a TypeError of it."""
+    content = bytes.fromhex("300aa1083006870461636d65")
+    constraint = x509.UnrecognizedExtension(x509.NameConstraints.oid, content)
+    first, _ = under_one_ca(tmp_path, PREFILL, DECODE)
+    pem, (certificate, _) = forge(issuer=ca_of(tmp_path / "ca"), extensions=[constraint])
+    with pytest.raises(IdentityError, match="a certificate that cannot be read"):
+        read_certificates(put(tmp_path / "theirs.pem", pem, PUBLIC))
+    with pytest.raises(AuthenticationFailed, match="a certificate that cannot be read"):
+        Identity.load(first).identify(certificate.public_bytes(Encoding.DER))

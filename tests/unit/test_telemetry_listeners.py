@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -130,7 +131,11 @@ def test_callbacks_may_remove_each_other_while_they_are_called() -> None:
 async def _coroutine(_: EgressReport) -> None: ...
 
 
-@pytest.mark.parametrize("callback", [None, "print", _coroutine])
+class _Coroutine:
+    async def __call__(self, _: EgressReport) -> None: ...
+
+
+@pytest.mark.parametrize("callback", [None, "print", _coroutine, partial(_coroutine), _Coroutine()])
 def test_what_cannot_be_called_is_refused_at_once(callback: Any) -> None:
     with pytest.raises(ConfigError):
         Listeners().add(callback)

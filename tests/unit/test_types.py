@@ -121,8 +121,12 @@ def test_what_a_kind_allows(kind: GroupKind, state: bool, subset: bool) -> None:
         (lambda: group(block_tokens=0), "block_tokens is 0"),
         (lambda: group(block_tokens=8), "part k has 4 tokens along its token axis; expected block_tokens = 8"),
         (lambda: group(window=5), "only a sliding-window group"),
+        (lambda: group(window=False), "only a sliding-window group"),
+        (lambda: group(window=None), "only a sliding-window group"),
         (lambda: group(kind=GroupKind.WINDOW), "window is 0"),
         (lambda: group(kind=GroupKind.CONV), "a state has no block_tokens"),
+        (lambda: group(kind=GroupKind.CONV, block_tokens=False), "a state has no block_tokens"),
+        (lambda: group(kind=GroupKind.CONV, block_tokens=0, window=0.0), "a state has no block_tokens"),
         (lambda: group(parts=(Part("k", (1 << 20, 1 << 20)),)), "bytes per block"),
         (lambda: attention(order="DHN"), "order is 'DHN'"),
     ],
@@ -199,7 +203,9 @@ def test_equal_hashes_mean_equal_prefixes(tokens: list[int], other: list[int], b
         (lambda: GroupOffer(attention(), BlockRange(0, 2), (b"x" * 16,)), "1 hashes for 2 blocks"),
         (lambda: GroupOffer(attention(), BlockRange(0, 1), (b"x" * 15,)), "not 16 bytes"),
         (lambda: GroupOffer(attention(), BlockRange(0, 1), ("x" * 16,)), "not 16 bytes"),  # type: ignore[arg-type]
+        (lambda: GroupOffer(attention(), range(0, 2, 2)), "expected a GroupSpec and a BlockRange"),  # type: ignore[arg-type]
         (lambda: manifest(request_id=""), "request id"),
+        (lambda: manifest(attachment=1), "attachment is 1; expected True or False"),
         (lambda: manifest(residency="EU"), "residency"),
         (lambda: manifest(model="model"), "expected a ModelTag"),
         (lambda: manifest(tokens=0), "tokens is 0"),

@@ -31,8 +31,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "emulate": set(),
     "integrations": {"kvwire"},
     "routing": {"kvwire"},
-    "cli": {"kvwire", "emulate", "congestion", "telemetry"}
-    | {"_ext.build_info", "_ext.cipher", "_ext.crc32c", "_ext.libcrypto"},
+    "cli": {"kvwire", "emulate", "congestion", "telemetry", "codecs"}
+    | {"_ext.build_info", "_ext.cipher", "_ext.codec", "_ext.crc32c", "_ext.libcrypto", "_ext.zstdlib"},
 }
 BELOW_ASYNCIO = BASE | {"_ext", "wire", "congestion", "security", "codecs", "pool", "telemetry"}
 ASYNCIO = {"sockets", "link", "lanes", "driver", "control", "dialler", "acceptor", "node", "transfer", "outgoing"}

@@ -53,6 +53,21 @@ def test_late_free_of_an_older_incarnation() -> None:
     assert tickets.issue(0.0, b"u" * 32) == (new[0] + 1, 1)
 
 
+def test_a_ticket_whose_lane_has_ended_before_it_was_heard_of_is_no_longer_out() -> None:
+    tickets = Tickets()
+    for count in range(3 * MAX_TICKETS):
+        lane, incarnation = tickets.issue(0.0, b"s" * 32)
+        assert (lane, incarnation) == (0, count + 1)
+        tickets.void(lane, incarnation)
+        tickets.void(lane, incarnation)
+        with pytest.raises(ProtocolError, match="no ticket is out"):
+            tickets.redeem(0.0, join(lane, incarnation), b"")
+    lane, incarnation = tickets.issue(0.0, b"s" * 32)
+    tickets.redeem(0.0, join(lane, incarnation), b"")
+    tickets.void(lane, incarnation)  # of a lane that is up here, this side says when it has ended
+    assert tickets.issue(0.0, b"s" * 32) == (lane + 1, 1)
+
+
 def test_tickets_out_at_once() -> None:
     tickets = Tickets()
     given = [tickets.issue(0.0, b"s" * 32) for _ in range(MAX_TICKETS)]

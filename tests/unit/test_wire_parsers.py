@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 
+import msgpack
 import pytest
 
 from kvwire import ModeMismatch, NotKvwire, ProtocolError, SpecError, VersionMismatch
@@ -102,6 +104,28 @@ def test_limit() -> None:
 
 def test_field_of_a_later_version_is_ignored() -> None:
     assert schema.decode(frame({"t": "ping", "token": 7, "colour": [1, {"a": b"b"}]})[4:]) == schema.Ping(7)
+
+
+@pytest.mark.parametrize("later", [{"a": 1}, [{"a": [1]}], [[]] * 5000, msgpack.ExtType(1, b"x"), 1 << 63, {}])
+def test_field_of_a_later_version_is_not_looked_at(later: object) -> None:
+    assert schema.decode(msgpack.packb({"t": "ping", "later": later, "token": 7})) == schema.Ping(7)
+
+
+def test_names_that_a_peer_has_chosen_do_not_stay() -> None:
+    """msgpack interns the keys of maps, and CPython 3.12 keeps for ever what is interned."""
+
+    def hear(number: int) -> None:
+        names = {f"{number}.{key}": key for key in range(60)}
+        assert schema.decode(msgpack.packb({"t": "ping", "token": 7} | names)) == schema.Ping(7)
+        for field in ({"t": "offer", "transfer": 1, "manifest": [names]}, {"t": names}, names):
+            with pytest.raises(ProtocolError):
+                schema.decode(msgpack.packb(field | {"deadline_s": 1.0, "klass": 1}))
+
+    hear(0)
+    before = sys.getallocatedblocks()
+    for number in range(1, 100):
+        hear(number)
+    assert sys.getallocatedblocks() < before + 1000
 
 
 @pytest.mark.parametrize("message", EXAMPLES, ids=lambda m: m.TYPE)

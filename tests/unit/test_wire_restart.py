@@ -193,6 +193,27 @@ def test_a_peer_that_has_not_restarted_and_knows_no_link() -> None:
     assert way.sender.state is states.Session.CLOSED
 
 
+def test_an_acceptor_that_never_heard_finished_has_no_link_to_resume() -> None:
+    """To the dialler the link was up; the first connection was lost before the acceptor had seen its keys."""
+    pair = Pair(greet=False, sealed=True)
+    pair.acceptor.receive_data(pair.now, pair.dialler.data_to_send())
+    pair.acceptor.issue_ticket(pair.now, b"t" * 32)  # says nothing of a link
+    pair.dialler.receive_data(pair.now, pair.acceptor.data_to_send())
+    before = pair.offer()
+    pair.lose(pair.acceptor, pair.dialler)
+    assert pair.acceptor.state is states.Session.CLOSED
+    drain(pair.dialler)
+    ours, theirs = pair.agreements()
+    pair.acceptor = Session("acceptor", CONFIG, b"a" * 16, b"A" * 32, b"M" * 16, pair.now, theirs)
+    pair.dialler.resume(pair.now, b"R" * 32, ours, may_restart=False)
+    pair.exchange()
+    restarted = pair.dialler.next_event()
+    assert isinstance(restarted, events.Restarted)
+    assert restarted.again == {before: before + 2}
+    assert pair.dialler.link_id == pair.acceptor.link_id == b"M" * 16
+    assert [type(event) for event in drain(pair.acceptor)] == [events.HelloDone, events.Offered]
+
+
 def test_an_acceptor_that_is_new_takes_whoever_asks_for_an_old_link() -> None:
     """It answers with the name of another one; whose link that was, it neither knows nor says."""
     pair = Pair(greet=False)

@@ -254,6 +254,7 @@ BAD_GRANTS: dict[str, tuple[tuple[tuple[BlockRange, ...], ...], int]] = {
     "a group too few": ((FULL, WINDOW), 65536),
     "a group too many": ((FULL, WINDOW, STATE, ()), 65536),
     "odd cells": ((FULL, WINDOW, STATE), 5000),
+    "nothing": (((), (), ()), 65536),
 }
 
 
@@ -271,9 +272,7 @@ def test_bad_grant(name: str) -> None:
     broken(pair.dialler, "does not fit the offer")
 
 
-@pytest.mark.parametrize(
-    "runs", [((BlockRange(0, 2), BlockRange(5, 7)), (), ()), ((), WINDOW, ()), ((), (), STATE), ((), (), ())]
-)
+@pytest.mark.parametrize("runs", [((BlockRange(0, 2), BlockRange(5, 7)), (), ()), ((), WINDOW, ()), ((), (), STATE)])
 def test_partial_grant(runs: tuple[tuple[BlockRange, ...], ...]) -> None:
     pair = Pair()
     transfer = pair.offer()

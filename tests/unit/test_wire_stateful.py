@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from kvwire import Config, DuplicateTransfer, LimitExceeded, LinkLost, OfferRefused, PeerAborted
-from kvwire.types import Grant
+from kvwire.types import BlockRange, Grant
 from kvwire.wire import LENGTH_BYTES, Session, events, states
 from kvwire.wire.states import Transfer
 from kvwire.wire.transfers import Transfers
@@ -19,6 +19,7 @@ from tests.unit.wire_pair import Pair, drain, make_manifest, whole
 # One ping would be a lot of silence here: what is tested is transfers. And nobody gives a link up.
 PATIENT = Config(max_message_bytes=65536, max_transfers=4, ping_interval_s=3600.0, resume_timeout_s=86400.0)
 MANIFESTS = [make_manifest(f"r{number}", tokens=40) for number in range(5)]
+ONE_BLOCK = ((BlockRange(0, 1),), *((),) * (len(MANIFESTS[0].groups) - 1))
 SIDES = st.booleans()
 PICK = st.integers(0, 1 << 16)
 SELDOM = st.sampled_from([False, False, False, True])  # what ends a transfer, so that some get far
@@ -110,7 +111,7 @@ class TwoSessions(RuleBasedStateMachine):
         if refuse:
             session.refuse(self.pair.now, transfer, "refused", "")
         else:
-            grant = whole(MANIFESTS[0]) if which % 3 else Grant(((),) * len(MANIFESTS[0].groups), 4096)
+            grant = whole(MANIFESTS[0]) if which % 3 else Grant(ONE_BLOCK, 4096)
             session.grant(self.pair.now, transfer, grant)
             self.granted.add(transfer)
 

@@ -23,6 +23,7 @@ import kvwire
 from kvwire.cli.failure import Failure
 from kvwire.cli.hosts.tasks import finish
 from kvwire.cli.memory import KvMemory
+from kvwire.cli.streams import printable
 
 T = TypeVar("T")
 
@@ -60,6 +61,19 @@ ANSWER_S = 60.0
 _NOTHING = (kvwire.GroupSpec.state("nothing", kvwire.GroupKind.RECURRENT, (0,), kvwire.DType.UINT8, (8,)),)
 
 Heard = tuple[kvwire.Manifest, Any]
+
+
+def _shown(value: Any) -> Any:
+    """A value whose texts may be shown: the other end has chosen them, on a plain link whoever that is."""
+    if isinstance(value, dict):
+        return {name: _text_shown(field) for name, field in value.items()}
+    return _text_shown(value)
+
+
+def _text_shown(value: Any) -> Any:
+    if isinstance(value, list):
+        return [printable(item) if isinstance(item, str) else "?" for item in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 class Channel:
@@ -129,7 +143,7 @@ class Channel:
                 if wait.done():
                     manifest, value = wait.result()
                     self._check(word, value)
-                    return word, (manifest, value)
+                    return word, (manifest, _shown(value))
             raise Failure(f"no word ({' or '.join(words)}) within {within_s:.0f} s")
         finally:
             await finish(*waits)

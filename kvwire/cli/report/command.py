@@ -15,7 +15,7 @@ from kvwire.cli.arguments import Subparsers
 from kvwire.cli.failure import Failure
 from kvwire.cli.report import webpage
 from kvwire.cli.report.charts import bars
-from kvwire.cli.report.described import DOCTOR, MODELS
+from kvwire.cli.report.described import CODECS, DOCTOR, MODELS
 from kvwire.cli.report.fields import Fields, read
 from kvwire.cli.report.markup import Markup, element, join
 from kvwire.cli.report.measured import LOOPBACK, RUN
@@ -23,7 +23,15 @@ from kvwire.cli.report.section import NOTHING, Section, show_number
 from kvwire.cli.report.wan import GRID, WAN
 from kvwire.cli.units import show_size
 
-KINDS = {"loopback": LOOPBACK, "run": RUN, "wan": WAN, "wan-grid": GRID, "doctor": DOCTOR, "models": MODELS}
+KINDS = {
+    "loopback": LOOPBACK,
+    "run": RUN,
+    "wan": WAN,
+    "wan-grid": GRID,
+    "doctor": DOCTOR,
+    "models": MODELS,
+    "codecs": CODECS,
+}
 DEFAULT_OUT = "kvwire-report.html"
 
 

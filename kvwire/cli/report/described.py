@@ -1,4 +1,4 @@
-"""Sections of what was not measured but looked up: `doctor` and `models`."""
+"""Sections of what needs no link: `doctor`, `models` and `codecs`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from collections.abc import Mapping, Sequence
 from kvwire.cli.report.charts import Axis, Line, lines
 from kvwire.cli.report.fields import Fields
 from kvwire.cli.report.markup import Markup
-from kvwire.cli.report.section import Kind, Section, show_fact, show_maybe, show_tokens
+from kvwire.cli.report.section import TIMES, Kind, Section, show_fact, show_maybe, show_tokens
 from kvwire.cli.report.webpage import LEVELS, Figure, Verdict, badge, folded, table
-from kvwire.cli.units import show_size, show_time
+from kvwire.cli.units import GB, show_rate, show_size, show_time
 
 TOKENS = Axis("tokens", show=show_tokens, log_base=2)
 SIZE = Axis("KV cache", show=show_size, log_base=2)
 USUAL_TOKENS = 32768
 """The length whose times are not folded, where it is among them."""
+
+LINK = Axis("link", show=show_rate, log_base=10)
+GAIN = Axis("gain")
 
 COUNTED = {"fault": "faults", "warning": "warnings", "note": "notes", "ok": "all right"}
 
@@ -127,6 +130,34 @@ def _groups(found: Mapping[str, Fields]) -> list[Markup]:
     return [table("", head, rows), table("", ("Model", "Kind", "Source"), sources)]
 
 
+def codecs(record: Fields) -> Section:
+    rows = record.objects("codecs")
+    gains = [(codec.number("ratio"), codec.text("name")) for codec in rows if codec.flag("lossless")]
+    best = sorted(gains, reverse=True)[:2]
+    curves = [Line(codec.text("name"), list(numbers(codec.object("speed_up")).items())) for codec in rows]
+    head = ("Codec", "Ratio", "Encode, GB/s", "Decode, GB/s", "Error", "Wins up to")
+    cells = [
+        [
+            codec.text("name"),
+            f"{codec.number('ratio'):.2f}",
+            f"{codec.number('encode_bps') / 8 / GB:.2f}",
+            show_maybe(codec.maybe_number("decode_bps"), lambda bps: f"{bps / 8 / GB:.2f}"),
+            "none" if codec.flag("lossless") else show_maybe(codec.maybe_number("relative_error"), "{:.2g}".format),
+            show_rate(codec.number("wins_below_bps")) if codec.number("wins_below_bps") else "never",
+        ]
+        for codec in rows
+    ]
+    left_out = [[name, record.object("left_out").text(name)] for name in record.object("left_out").names()]
+    return Section(
+        f"Codecs on {record.text('dtypes')}",
+        None,
+        [Figure(f"{ratio:.2f}{TIMES}", f"fewer bytes by {name}, nothing lost") for ratio, name in best],
+        [lines("How many times faster a link is", curves, LINK, GAIN), table("On one core", head, cells, numbers=True)],
+        [folded("Left out", table("", ("Codec", "Why"), left_out))] if left_out else [],
+        [("", record.text("command"))],
+    )
+
+
 def numbers(fields: Fields) -> dict[int, float]:
     """Numbers by the integers that name them."""
     return {number: fields.number(name) for number, name in fields.by_number()}
@@ -134,3 +165,4 @@ def numbers(fields: Fields) -> dict[int, float]:
 
 DOCTOR = Kind(("diagnosis", "diagnoses"), doctor)
 MODELS = Kind(("table of models", "tables of models"), models)
+CODECS = Kind(("table of codecs", "tables of codecs"), codecs)

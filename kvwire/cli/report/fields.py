@@ -67,10 +67,10 @@ class Fields:
     def flag(self, name: str) -> bool:
         return bool(self._is(name, "true or false", bool))
 
-    def number(self, name: str) -> float:
-        expected = f"a number in 0 to {MOST:g}"
+    def number(self, name: str, low: float = 0.0) -> float:
+        expected = f"a number in {low:g} to {MOST:g}"
         value: float = self._is(name, expected, int, float)
-        if not 0 <= value <= MOST:  # false for NaN, too
+        if not low <= value <= MOST:  # false for NaN, too
             self._fail(name, expected)
         return value
 

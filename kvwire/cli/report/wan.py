@@ -189,7 +189,7 @@ def grid(record: Fields) -> Section:
     for cell in cells:
         rows.append(Bar(_cell(cell), cell.number("utilisation"), series=KVWIRE))
         if cell.has("iperf3_bps"):
-            best = cell.number("iperf3_bps") / cell.number("link_payload_bps")
+            best = cell.number("iperf3_bps") / cell.number("link_payload_bps", low=1.0)
             rows.append(Bar("best iperf3", best, series=OTHER))
         listed.append(
             [

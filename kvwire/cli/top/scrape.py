@@ -10,11 +10,14 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
+from kvwire.cli.streams import printable
 
 DEFAULT_URL = "http://127.0.0.1:9464/metrics"
 TIMEOUT_S = 2.0
@@ -137,26 +140,30 @@ def parse(url: str, text: str) -> NodeView:
     """ValueError for what is no exposition."""
     links: dict[tuple[str, str], LinkView] = {}
     node: dict[str, float] = defaultdict(float)
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            name = sample.name.removeprefix("kvwire_")
-            if name == sample.name:
-                continue
-            labels = dict(sample.labels)
-            if "link" not in labels:
-                node[name] = sample.value
-                continue
-            key = printable(labels.pop("link")), printable(labels.pop("peer", ""))
-            view = links.setdefault(key, LinkView(*key))
-            view.values[name, frozenset((it, printable(value)) for it, value in labels.items())] = sample.value
+    for sample in _samples(text):
+        name = sample.name.removeprefix("kvwire_")
+        if name == sample.name:
+            continue
+        labels = dict(sample.labels)
+        if "link" not in labels:
+            node[name] = sample.value
+            continue
+        key = printable(labels.pop("link")), printable(labels.pop("peer", ""))
+        view = links.setdefault(key, LinkView(*key))
+        view.values[name, frozenset((it, printable(value)) for it, value in labels.items())] = sample.value
     if "links" not in node:
         return NodeView(url, error="has no metrics of kvwire's")
     return NodeView(url, list(links.values()), node["links_left_out"])
 
 
-def printable(text: str) -> str:
-    """What a peer may have chosen must not steer the terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text)
+def _samples(text: str) -> Iterator[Sample]:
+    try:
+        for family in text_string_to_metric_families(text):
+            yield from family.samples
+    except ValueError:
+        raise
+    except Exception as error:  # the parser indexes what may not be there: of "# HELP" with nothing after it, for one
+        raise ValueError(f"no exposition: {type(error).__name__}: {error}") from None
 
 
 def _reason(error: object) -> str:

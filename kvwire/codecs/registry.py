@@ -1,0 +1,103 @@
+"""Codecs by name: those that come with kvwire, and an application's own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+
+from kvwire._ext.codec import Cell, Native, of_addresses, of_python, own
+from kvwire.codecs.description import Codec
+from kvwire.errors import ConfigError
+from kvwire.types import DType, GroupKind
+
+Data = bytes | bytearray | memoryview
+Encode = Callable[[Cell, memoryview], Data | None]
+"""The payload of a cell, or None where the cell is to be sent as it is."""
+Decode = Callable[[Cell, memoryview, int], Data]
+"""The cell again, of so many bytes; it raises where the payload is none."""
+
+FIRST_ID, LAST_ID = 128, 255
+"""Numbers on the wire that applications have for themselves."""
+
+_NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
+_RESERVED = ("auto", "off")
+
+_ALL_KINDS = frozenset(GroupKind)
+_ALL_DTYPES = frozenset(DType)
+_ATTENTION = frozenset(kind for kind in GroupKind if not kind.is_state)
+_HALVES_AND_SINGLES = frozenset((DType.BF16, DType.FP16, DType.FP32))
+
+
+def _own(name: str, wire_id: int, lossless: bool, kinds: frozenset[GroupKind], dtypes: frozenset[DType]) -> Codec:
+    return Codec(name, wire_id, lossless, kinds, dtypes, own(name, wire_id))
+
+
+_codecs: dict[str, Codec] = {
+    codec.name: codec
+    for codec in (
+        _own("zstd", 1, True, _ALL_KINDS, _ALL_DTYPES),
+        _own("bf16", 2, False, _ALL_KINDS, frozenset((DType.FP32,))),
+        _own("fp8", 3, False, _ATTENTION, _HALVES_AND_SINGLES),
+        _own("int8", 4, False, _ATTENTION, _HALVES_AND_SINGLES),
+        _own("int4", 5, False, _ATTENTION, _HALVES_AND_SINGLES),
+        _own("int2", 6, False, _ATTENTION, _HALVES_AND_SINGLES),
+        _own("delta", 7, False, _ATTENTION, _HALVES_AND_SINGLES),
+    )
+}
+
+
+def codecs() -> tuple[Codec, ...]:
+    """Every codec of this process, by number; `Codec.available` says whether this machine has what it needs."""
+    return tuple(sorted(_codecs.values(), key=lambda codec: codec.wire_id))
+
+
+def find_codec(name: str) -> Codec:
+    """The codec of this name. ConfigError where there is none, or this machine lacks what it needs."""
+    codec = _codecs.get(name) if isinstance(name, str) else None
+    if codec is None:
+        raise ConfigError(f"there is no codec {name!r:.80}", hint=f"known: {', '.join(c.name for c in codecs())}")
+    codec.check_available()
+    return codec
+
+
+def register_codec(
+    name: str,
+    wire_id: int,
+    encode: Encode | int,
+    decode: Decode | int,
+    *,
+    lossless: bool,
+    kinds: Iterable[GroupKind] = _ALL_KINDS,
+    dtypes: Iterable[DType] = _ALL_DTYPES,
+    provider: int = 0,
+    keep: object = None,
+) -> Codec:
+    """Adds a codec of the application's, for this process; both ends of a link have to know it by the same name and id.
+
+    `encode` and `decode` are functions in Python, which take the GIL for every cell, or both the addresses of functions
+    in C as kvwire/_ext/codec_impl.h has them; `provider` is an address that those find in their codec, and `keep` an
+    object that has to live as long. ConfigError where the name or the id is taken or cannot be one.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ConfigError(f"{name!r:.80} is no name of a codec; expected lower case, digits, '_', '-' and '.'")
+    if name in _RESERVED:
+        raise ConfigError(f"a codec cannot be called {name!r}, which says how codecs are chosen")
+    if not isinstance(wire_id, int) or isinstance(wire_id, bool) or not FIRST_ID <= wire_id <= LAST_ID:
+        raise ConfigError(f"codec {name!r}: id {wire_id!r:.80}; applications have {FIRST_ID} to {LAST_ID}")
+    for codec in codecs():
+        if codec.name == name or codec.wire_id == wire_id:
+            raise ConfigError(f"codec {name!r}, id {wire_id}: there is {codec.name!r}, id {codec.wire_id}, already")
+    kinds, dtypes = frozenset(kinds), frozenset(dtypes)
+    if not kinds or not kinds <= _ALL_KINDS or not dtypes or not dtypes <= _ALL_DTYPES:
+        raise ConfigError(f"codec {name!r}: kinds are of GroupKind, dtypes of DType, one of each at least")
+    made = Codec(name, wire_id, bool(lossless), kinds, dtypes, _native(name, wire_id, encode, decode, provider, keep))
+    _codecs[name] = made
+    return made
+
+
+def _native(name: str, wire_id: int, encode: Encode | int, decode: Decode | int, provider: int, keep: object) -> Native:
+    if callable(encode) and callable(decode):
+        return of_python(name, wire_id, encode, decode)
+    if isinstance(encode, int) and isinstance(decode, int) and min(encode, decode) > 0:
+        return of_addresses(name, wire_id, encode, decode, provider, keep)
+    raise ConfigError(f"codec {name!r}: encode and decode are neither two functions nor two addresses of functions")

@@ -91,6 +91,7 @@ class Egress:
         if self._pausing:
             self._pausing, self._fresh = False, True
             self._sampled = self._engine.sampled
+            self._sampler.begin(self._engine.link_stats())
             self._obey(self._controller.decide(time.monotonic()))  # the first byte is to keep to it
         self._sending = True
         self._schedule(0.0)

@@ -23,26 +23,33 @@ class Sampler:
     """Of one link."""
 
     def __init__(self) -> None:
-        self._lanes: dict[tuple[int, int], tuple[LaneStats, TcpInfo]] = {}
+        self._lanes: dict[tuple[int, int], tuple[LaneStats | None, TcpInfo]] = {}
         self._link: LinkStats | None = None
         self._smallest = math.inf, math.inf  # RTTs, seconds: since then, and in the MEMORY_NS before
         self._since_ns = 0
 
+    def begin(self, link: LinkStats) -> None:
+        """Something is to be sent after a pause, in which nothing was: count from here."""
+        self._link = link
+
     def take(
         self, lanes: Sequence[LaneStats], link: LinkStats, congestion: Mapping[int, str], resumed: bool = False
     ) -> PathSample | None:
-        """What happened since the last look; None of the first one. `resumed`: so is this, after a pause.
+        """What happened since the last look, or since `begin`; None of the first one. `resumed`: so is this, after a
+        pause, in which the kernel went on counting. What the engine has counted since `begin` belongs to the next one.
 
         `congestion`: the kernel's congestion control, by lane.
         """
-        before, self._link = self._link, link
+        before = self._link
+        if before is None or not resumed:
+            self._link = link
         known, self._lanes = self._lanes, {}
         samples = []
         for stats in lanes:
             key = stats["lane"], stats["incarnation"]
             info = parse(stats["tcp_info"])
-            self._lanes[key] = stats, info
             was = known.get(key)
+            self._lanes[key] = (was[0] if was else None) if resumed else stats, info
             samples.append(_lane(stats, info, was, link["now_ns"], congestion.get(stats["lane"], "")))
         min_rtt_s = self._min_rtt_s(link["now_ns"], samples)
         if before is None or resumed or link["now_ns"] <= before["now_ns"]:
@@ -93,7 +100,7 @@ class Sampler:
 
 
 def _lane(
-    stats: LaneStats, info: TcpInfo, was: tuple[LaneStats, TcpInfo] | None, now_ns: int, congestion: str
+    stats: LaneStats, info: TcpInfo, was: tuple[LaneStats | None, TcpInfo] | None, now_ns: int, congestion: str
 ) -> LaneSample:
     before, info_before = was or (None, NO_INFO)
     did = TcpInfo._make(map(sub, info, info_before))

@@ -132,11 +132,17 @@ def test_another_incarnation_of_a_lane_begins_at_nothing() -> None:
 
 def test_after_a_pause_differences_begin_anew() -> None:
     sampler = Sampler()
-    sampler.take([lane()], link(SECOND), {})
-    assert sampler.take([lane()], link(100 * SECOND), {}, resumed=True) is None
-    sample = sampler.take([lane()], link(101 * SECOND), {})
+    sampler.take([lane(acked_bytes=5, tcp_info=info(bytes_sent=9))], link(SECOND, acked_bytes=5), {})
+    sampler.begin(link(100 * SECOND, acked_bytes=5))
+    looked = [lane(acked_bytes=7, tcp_info=info(bytes_sent=1000)), lane(1, acked_bytes=2)]
+    assert sampler.take(looked, link(100 * SECOND + 9, acked_bytes=9), {}, resumed=True) is None
+    now = [lane(acked_bytes=15, tcp_info=info(bytes_sent=1010)), lane(1, acked_bytes=4)]
+    sample = sampler.take(now, link(101 * SECOND, acked_bytes=19), {})
     assert sample is not None
     assert sample.interval_s == 1.0
+    assert sample.landed_bytes == 14, "what has landed before the first look is not lost"
+    assert [it.landed_bytes for it in sample.lanes] == [10, 4]
+    assert sample.wire_bytes == 10, "and what the kernel counted in the pause is left out"
 
 
 def test_the_rtt_is_that_of_what_is_in_flight() -> None:

@@ -193,7 +193,11 @@ class Proxy:
     async def _accept(self) -> None:
         tasks = set()
         while True:
-            here, _ = await sockets.accept(self._listener)  # the loop's own loses one when it is cancelled
+            try:
+                here, _ = await sockets.accept(self._listener)  # the loop's own loses one when it is cancelled
+            except OSError:  # a test has taken all descriptors of this process
+                await asyncio.sleep(0.05)
+                continue
             if not self._open:
                 here.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 here.close()
@@ -204,7 +208,11 @@ class Proxy:
             task.add_done_callback(tasks.discard)
 
     async def _connect(self, here: socket.socket) -> None:
-        there = socket.socket()
+        try:
+            there = socket.socket()
+        except OSError:
+            here.close()
+            return
         there.setblocking(False)
         here.setblocking(False)
         for sock in (here, there):

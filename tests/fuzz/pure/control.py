@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import tracemalloc
-
 import msgpack
 
 from kvwire.errors import ProtocolError, RemoteError, SpecError
 from kvwire.wire import greeting, preamble, schema
-from tests.fuzz.pure.reading import Cursor
+from tests.fuzz.pure.reading import Cursor, measured
 
 UNDER_TEST = ("kvwire.wire.schema", "kvwire.wire.content", "kvwire.wire.preamble", "kvwire.wire.greeting")
 ALSO_SEEN: tuple[str, ...] = ()
@@ -17,26 +15,13 @@ LIMIT = 512
 """Of a message here, so that inputs stay small."""
 MOST_DEEP = 500
 """Lists in lists that msgpack encodes; it decodes some more."""
-MEASURED = 0xF0
-"""First bytes from here on have the memory measured. Not all: that takes time, and tracemalloc itself keeps some."""
 MOST_BYTES = 32 << 20
 """What one message may take while it is decoded. msgpack sizes a list by its header: MAX_LAYERS pointers for each of
 the 1024 that may be open at once are 8 MiB, and twice that while the content is checked."""
 
 
 def fuzz(data: bytes) -> None:
-    cursor = Cursor(data)
-    what = cursor.byte()
-    if what >= MEASURED:
-        tracemalloc.start()
-        try:
-            _read(what, cursor)
-            _, most = tracemalloc.get_traced_memory()
-        finally:
-            tracemalloc.stop()
-        assert most <= MOST_BYTES, f"{most} bytes of memory for {len(data)} bytes of messages"
-    else:
-        _read(what, cursor)
+    measured(_read, data, MOST_BYTES)
 
 
 def _read(what: int, cursor: Cursor) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tracemalloc
 from typing import Any
 
 import msgpack
@@ -11,32 +10,19 @@ from kvwire import types
 from kvwire.errors import PlacementError, ProtocolError, SpecError
 from kvwire.types import BlockRange, DType, Grant, GroupKind, GroupSpec, Manifest, Part
 from kvwire.wire.manifest import check_grant, model_misfit, pack_manifest, pack_runs, unpack_manifest, unpack_runs
-from tests.fuzz.pure.reading import Cursor
+from tests.fuzz.pure.reading import Cursor, measured
 from tests.unit.wire_pair import SPECS, make_manifest
 
 UNDER_TEST = ("kvwire.wire.manifest", "kvwire.types")
 
 REAL = [pack_manifest(make_manifest("r1", tokens=tokens)) for tokens in (1, 40, 100)]
 SHARED = [spec.name for spec in SPECS]
-MEASURED = 0xF0
-"""First bytes from here on have the memory measured. Not all: that takes time, and tracemalloc itself keeps some."""
 MOST_BYTES = 1 << 20
 """What checking the manifest of an input may take; inputs are smaller by far."""
 
 
 def fuzz(data: bytes) -> None:
-    cursor = Cursor(data)
-    what = cursor.byte()
-    if what >= MEASURED:
-        tracemalloc.start()
-        try:
-            _read(what, cursor)
-            _, most = tracemalloc.get_traced_memory()
-        finally:
-            tracemalloc.stop()
-        assert most <= MOST_BYTES, f"{most} bytes of memory for a manifest of {len(data)}"
-    else:
-        _read(what, cursor)
+    measured(_read, data, MOST_BYTES)
 
 
 def _read(what: int, cursor: Cursor) -> None:

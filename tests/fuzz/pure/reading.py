@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tracemalloc
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -80,3 +81,23 @@ class Cursor:
         if kind == 8:
             return [self.value(depth + 1) for _ in range(count)]
         return {self.piece().decode("utf-8", "replace"): self.value(depth + 1) for _ in range(count)}
+
+
+MEASURED = 0xF0
+"""First bytes from here on have the memory measured. Not all: that takes time, and tracemalloc itself keeps some."""
+
+
+def measured(read: Callable[[int, Cursor], None], data: bytes, most_bytes: int) -> None:
+    """`read` of the first byte and the rest; now and then it may take no more memory than that."""
+    cursor = Cursor(data)
+    what = cursor.byte()
+    if what < MEASURED:
+        read(what, cursor)
+        return
+    tracemalloc.start()
+    try:
+        read(what, cursor)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most <= most_bytes, f"{most} bytes of memory for {len(data)} bytes of input"

@@ -19,8 +19,8 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
 SEED = 20260
 
 CACHE_ARGUMENTS = ("past_key_values", "cache", "cache_params", "state")
-"""What a model's forward calls its cache: attention and hybrids (until transformers 5.23, and since), state-space models,
-RWKV."""
+"""What a model's forward calls its cache: attention and hybrids (until transformers 5.23, and since), state-space
+models, RWKV."""
 
 PROBE_TOKENS = 8
 """Tokens of the forward that shows which cache classes a model makes: enough for any convolution window."""

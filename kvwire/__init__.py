@@ -1,6 +1,7 @@
 """kvwire moves the KV cache of large language models from the host that computed it to the host that uses it."""
 
 from kvwire.codecs import Codec, find_codec, register_codec
+from kvwire.codings import Coded
 from kvwire.config import Config
 from kvwire.congestion import (
     Budget,
@@ -106,6 +107,7 @@ __all__ = [
     "Closed",
     "Codec",
     "CodecMismatch",
+    "Coded",
     "CommitUnknown",
     "Config",
     "ConfigError",

@@ -38,6 +38,12 @@ def taken(lossy: bool) -> list[Codec]:
     return [codec for codec in codecs() if codec.available and (lossy or codec.lossless)]
 
 
+def by_ids(ids: Iterable[int]) -> list[Choice | None]:
+    """What a peer has named: always a codec that this side had said it takes, or 0."""
+    known = {codec.wire_id: Choice(codec, automatic=False) for codec in codecs()}
+    return [known[number] if number else None for number in ids]
+
+
 def check_names(compression: str | Mapping[str, str]) -> None:
     """ConfigError where one of the codecs is unknown, or this machine lacks what it needs."""
     for name in [compression] if isinstance(compression, str) else compression.values():

@@ -11,6 +11,9 @@ cdef struct batch_t:
     int frames                     # data frames, in the order of the runs
     u64 sequence                   # of the first data frame
     u32 fresh                      # a bit for each data frame whose cell no lane had claimed before
+    u32 encodes                    # and for each whose cell goes through its codec
+    u32 payload[BATCH_FRAMES]      # what of that cell leaves; 0: not known, because the lane has failed
+    u64 encode_ns
     size_t control                 # bytes of control frames in lane.control, checksums missing
     # of a plain batch
     size_t bytes                   # control and data

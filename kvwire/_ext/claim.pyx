@@ -1,5 +1,6 @@
 """What a lane is to send next: acknowledgements and receipts, and as late as possible cells from the queue.
 
+Whether a cell is encoded is decided here, and what came of it is noted here, where the link's lock is held anyway.
 Pacer and the cap on what is in flight are asked here. Acknowledgements and receipts pass both: what they answer has left
 already, and the peer's own pacing may wait for them.
 """
@@ -7,6 +8,7 @@ already, and the peer's own pacing may wait for them.
 from libc.string cimport memcpy, memmove, memset
 
 from kvwire._ext.cipher cimport TAG_BYTES
+from kvwire._ext.coding cimport SHARE_ONE, coding_t, gauge_measured, gauge_wants
 from kvwire._ext.core cimport *
 from kvwire._ext.frame cimport ACK, ACK_ENTRY_BYTES, HEADER_BYTES, RECEIPT, frame_header, header_t
 from kvwire._ext.lanelog cimport log_append, log_trim_last
@@ -77,7 +79,7 @@ cdef bint may_claim(lane_t *lane, u64 now) noexcept nogil:
         lane.paced_until_ns = now + wait
         hold_back(link, now, now + wait + OVERSLEEP_NS)
         return False
-    if link.inflight_cap and link.inflight_bytes >= link.inflight_cap:
+    if at_cap(link):
         hold_back(link, now, <u64>-1)
         return False
     if link.held_ns:
@@ -115,6 +117,56 @@ cdef void unmark_sent(out_t *t, const run_t *run, u32 fresh) noexcept nogil:
         cell += 1
 
 
+cdef u32 to_encode(const lane_t *lane, const out_t *t, const run_t *run, u64 now) noexcept nogil:
+    """A bit for each cell of a run that is to go through its codec. Link lock held."""
+    cdef coding_t *coding = NULL
+    cdef u32 i, chosen = 0
+    if t.coding != NULL and run.segment < t.segments:
+        coding = &t.coding[run.segment]
+    if coding == NULL or coding.codec == NULL:
+        return 0
+    if coding.gauge == NULL:
+        return (<u32>1 << run.count) - 1
+    for i in range(run.count):
+        if gauge_wants(coding.gauge, lane.link.affordable, &lane.worker.sample_due_ns, now):
+            chosen |= <u32>1 << i
+    return chosen
+
+
+cdef void note_encoded(lane_t *lane, const batch_t *b) noexcept nogil:
+    """What came of the cells that went through codecs: the pacer had reckoned with all of them. Link lock held."""
+    cdef link_t *link = lane.link
+    cdef int i, frame = 0
+    cdef u32 cell, plain, wire
+    cdef u64 batch_plain = 0, batch_wire = 0, now = now_ns()
+    cdef const run_t *run
+    cdef out_t *t
+    cdef coding_t *coding
+    for i in range(b.runs):
+        run = &b.run[i]
+        t = <out_t *>run.owner
+        batch_plain += run_bytes(run)
+        for cell in range(run.first, run.first + run.count):
+            if b.encodes & (<u32>1 << frame) and b.payload[frame]:
+                coding = &t.coding[run.segment]
+                plain, wire = out_cell_len(t, run.segment, cell), b.payload[frame]
+                link.encoded_bytes += plain
+                if coding.gauge != NULL:
+                    gauge_measured(coding.gauge, plain, wire, now)
+                if wire < plain:
+                    coding.plain_bytes += plain
+                    coding.wire_bytes += wire
+                    link.coded_plain_bytes += plain
+                    link.coded_wire_bytes += wire
+                    batch_wire -= plain - wire       # of what is added below
+            frame += 1
+    batch_wire += batch_plain
+    link.encode_ns += b.encode_ns
+    pacer_give_back(&link.pacer, batch_plain - batch_wire)
+    if batch_plain:
+        link.wire_share = (7 * link.wire_share + batch_wire * SHARE_ONE // batch_plain) >> 3
+
+
 cdef void claim_data(lane_t *lane, batch_t *b, u64 now) noexcept nogil:
     """Claim ready cells worth `claim_bytes`, at least one cell; `may_claim` has said so. Link lock held.
 
@@ -135,6 +187,7 @@ cdef void claim_data(lane_t *lane, batch_t *b, u64 now) noexcept nogil:
         else:
             t.queued -= 1
         b.fresh |= mark_sent(t, run) << b.frames
+        b.encodes |= to_encode(lane, t, run, now) << b.frames
         log_append(&lane.log, run, now)
         lane.unacked_bytes += run_bytes(run)
         link.inflight_bytes += run_bytes(run)
@@ -154,7 +207,7 @@ cdef bint claim(lane_t *lane, batch_t *b) noexcept nogil:
     cdef bint takes, data
     cdef u64 now
     b.runs = b.frames = 0
-    b.fresh = 0
+    b.fresh = b.encodes = 0
     b.control = 0
     lane.paced_until_ns = 0
     pthread_mutex_lock(&link.lock)
@@ -180,6 +233,8 @@ cdef void settle(lane_t *lane, batch_t *b, int unsent) noexcept nogil:
     cdef out_t *t
     cdef run_t run
     pthread_mutex_lock(&link.lock)
+    if b.encodes or link.wire_share < SHARE_ONE - 8:
+        note_encoded(lane, b)
     was_empty = link.queue.length == 0
     while i >= 0:
         run = b.run[i]

@@ -54,6 +54,7 @@ cdef class Scratch:
 cdef class Cell:
     cdef cell_t c
     cdef part_t[MAX_PARTS] parts
+    cdef unsigned long long block_bytes(self) noexcept
 
 cdef class Native:
     cdef codec_t c

@@ -104,7 +104,7 @@ cdef class Cell:
 
     def __cinit__(self, int element, int itemsize, parts, unsigned long long offset=0, unsigned layer=0,
                   unsigned layers=1):
-        cdef unsigned long long block = 0
+        cdef unsigned long long block
         if len(parts) > MAX_PARTS or itemsize not in (1, 2, 4, 8) or not OTHER <= element <= FP64:
             raise ValueError(f"{len(parts)} parts of elements {element} of {itemsize} bytes")
         for i, (outer, tokens, inner, per_channel) in enumerate(parts):
@@ -112,13 +112,20 @@ cdef class Cell:
                 raise ValueError(f"part {i} has {outer} x {tokens} x {inner} elements")
             self.parts[i].outer, self.parts[i].tokens, self.parts[i].inner = outer, tokens, inner
             self.parts[i].per_channel = bool(per_channel)
-            block += outer * tokens * inner * itemsize
         self.c.parts = self.parts
         self.c.nparts = len(parts)
         self.c.element = element
         self.c.itemsize = itemsize
+        block = self.block_bytes()
         self.c.offset = offset % block if block else 0
         self.c.layer, self.c.layers = layer, layers
+
+    cdef unsigned long long block_bytes(self) noexcept:
+        cdef unsigned long long count = 0
+        cdef unsigned int i
+        for i in range(self.c.nparts):
+            count += self.parts[i].outer * self.parts[i].tokens * self.parts[i].inner
+        return count * self.c.itemsize
 
     @property
     def element(self):

@@ -13,6 +13,8 @@ through the queue for what a transfer that ends has left there.
 """
 
 from kvwire._ext.cipher cimport cipher_t
+from kvwire._ext.codec cimport scratch_t, zstd_t
+from kvwire._ext.coding cimport SHARE_ONE, coding_t
 from kvwire._ext.frame cimport HEADER_BYTES
 from kvwire._ext.lanelog cimport lanelog_t
 from kvwire._ext.layout cimport segment_t
@@ -110,6 +112,8 @@ cdef enum lane_close_t:
     LANE_BAD_TAG = 10
     LANE_NOT_SEALED = 11           # the cipher failed
     LANE_DRAINED = 12
+    LANE_BAD_CODEC = 13
+    LANE_BAD_PAYLOAD = 14          # no payload of its codec
 
 cdef struct dirty_t:
     void *handle                   # PyObject *, NULL once the Python side is gone
@@ -131,6 +135,7 @@ cdef struct out_t:
     u32 segments                   # without the attachment
     bint has_attachment
     segment_t *segment
+    coding_t *coding               # [segments]; NULL: all cells leave as they are
     unsigned char *rank            # [segments + 1]
     char *attachment
     u32 attachment_len
@@ -164,6 +169,7 @@ cdef struct in_t:
     u32 segments
     bint has_attachment
     segment_t *segment
+    coding_t *coding               # [segments]; NULL: all cells come as they are
     ledger_t ledger                # lock
     u32 *done                      # lock: complete segments in the order in which they became so
     u32 done_count                 # lock
@@ -214,7 +220,7 @@ cdef struct lane_t:
     u64 paced_until_ns             # when it may claim again; 0: nothing holds it back, or nobody knows for how long
     char *control                  # CONTROL_BYTES
     char *stage                    # gathered cells; a sealed lane has none
-    char *rest                     # of the last batch, what the kernel did not take yet
+    char *rest                     # whole frames of a batch, and then what of them the kernel did not take yet
     size_t rest_at
     size_t rest_len
     u32 claim_bytes
@@ -257,7 +263,7 @@ cdef struct link_t:
     # pacing
     pacer_t pacer                  # lock
     u64 inflight_cap               # lock; 0: none
-    u64 inflight_bytes             # lock: payload in the logs of lanes
+    u64 inflight_bytes             # lock: bytes of cells in the logs of lanes
     u64 held_ns                    # lock: since when the pacer or the cap keeps lanes from claiming; 0: neither does
     u64 held_until_ns              # lock: and no longer than
     u64 paced_ns                   # lock: for how long they did so before
@@ -273,6 +279,15 @@ cdef struct link_t:
     u64 resent_bytes               # lock
     u64 acked_bytes                # lock: each cell once
     u64 ended_sent_bytes           # lock: `tx_bytes` of lanes that have ended
+    # codecs
+    bint affordable                # lock: encoding is worth its time on this link, for cells that shrink
+    u64 wire_share                 # lock: of SHARE_ONE, smoothed: what of the latest cells has gone over the wire
+    u64 encoded_bytes              # lock: that went into codecs, whether or not they shrank
+    u64 encode_ns                  # lock
+    u64 coded_plain_bytes          # lock: of the cells that left coded
+    u64 coded_wire_bytes           # lock: of their payloads
+    u64 decoded_bytes              # lock: that came out of codecs
+    u64 decode_ns                  # lock
 
 cdef struct worker_t:
     engine_t *engine
@@ -283,6 +298,9 @@ cdef struct worker_t:
     int wake                       # atomic: a wake-up is on its way
     lane_t *lanes
     lane_t *turn                   # the one to look at first; NULL: the first of them
+    scratch_t scratch              # what codecs work in, made when the first one is used
+    char *cell                     # a cell as it is, before it is encoded or after it was decoded
+    u64 sample_due_ns              # when it may encode again where that is only to know
     lane_t *inbox                  # guarded by inbox_lock
     pthread_mutex_t inbox_lock
 
@@ -300,6 +318,7 @@ cdef struct engine_t:
     size_t stream_bytes
     u32 max_cell_bytes
     const cipher_t *cipher         # NULL: all lanes are plain
+    const zstd_t *zstd             # NULL: there is none
     limits_t rekey
     u64 gil_entries                # guarded by the GIL itself
 
@@ -307,6 +326,10 @@ cdef inline u64 now_ns() noexcept nogil:
     cdef timespec ts
     clock_gettime(CLOCK_MONOTONIC, &ts)
     return <u64>ts.tv_sec * 1000000000 + <u64>ts.tv_nsec
+
+cdef inline bint at_cap(const link_t *link) noexcept nogil:
+    """Whether as much is under way, on the wire, as may be. Link lock held."""
+    return link.inflight_cap != 0 and link.inflight_bytes * link.wire_share // SHARE_ONE >= link.inflight_cap
 
 cdef inline void look_at(link_t *link) noexcept nogil:
     """Take the link's lock to read what workers change; `looked_at` follows. In a forked child nothing changes any more,

@@ -12,14 +12,17 @@ from libc.stdlib cimport calloc, free, malloc
 from posix.unistd cimport close, read
 
 from kvwire._ext.cipher cimport TAG_BYTES, Cipher
+from kvwire._ext.codec cimport scratch_free
 from kvwire._ext.core cimport *
 from kvwire._ext.link cimport lane_fail, lane_retire, wake_worker
 from kvwire._ext.receive cimport lane_receive
 from kvwire._ext.seal cimport limits_of
 from kvwire._ext.send cimport lane_send
 from kvwire._ext.tcp cimport sample, set_lowat, set_pace
+from kvwire._ext.zstdlib cimport Zstd
 
 from kvwire._ext.seal import MOST
+from kvwire._ext.zstdlib import find as find_zstd
 from kvwire.errors import Closed, LocalError
 
 cdef extern from "<sys/epoll.h>" nogil:
@@ -201,6 +204,8 @@ cdef class Engine:
         cdef sigset_t all_signals, old
         cdef int failed
         self.c.event_fd = -1
+        self.zstd = find_zstd()
+        self.c.zstd = NULL if self.zstd is None else &self.zstd.z
         self.c.rekey = limits_of(rekey)
         self.cipher = cipher
         self.c.cipher = NULL if cipher is None else &cipher.c
@@ -325,7 +330,12 @@ cdef class Engine:
         self.close()
 
     def __dealloc__(self):
+        cdef int i
         self.close()
+        for i in range(self.c.worker_count):
+            if self.c.workers[i].cell != NULL and not self.c.forked:
+                scratch_free(&self.c.workers[i].scratch)
+                free(self.c.workers[i].cell)
         pthread_mutex_destroy(&self.c.dirty_lock)
         free(self.c.workers)
 

@@ -22,14 +22,15 @@ cdef enum frame_error_t:
     BAD_CHECKSUM = 6
     BAD_EPOCH = 7
     BAD_TAG = 8
-    NO_KEY = 9                     # not the frame's fault: no memory for the key of the next epoch
+    BAD_CODEC = 9
+    NO_KEY = 10                    # not the frame's fault: no memory for the key of the next epoch
 
 cdef packed struct header_t:
     unsigned int magic
     unsigned char version
     unsigned char type
     unsigned char flags            # 0; bits are given a meaning by later versions
-    unsigned char codec            # 0: payload as it is
+    unsigned char codec            # of a cell's payload; 0: as it is
     unsigned int epoch             # key epoch; 0 when plain
     unsigned int segment
     unsigned long long sequence    # of the lane and direction, from 0

@@ -1,7 +1,8 @@
 """Frames on a lane.
 
 Header, 48 bytes, little-endian: magic "KVWF", version, type, flags, codec, key epoch u32, segment u32, sequence
-u64, transfer u64, cell u32, plain length u32, wire length u32, CRC32C u32. The sequence must be exactly the next
+u64, transfer u64, cell u32, plain length u32, wire length u32, CRC32C u32. A cell that went through a codec is shorter on
+the wire than it is; everything else is as long. The sequence must be exactly the next
 one of its lane and direction: TCP keeps order, so anything else is damage or a lie. A sealed frame has no CRC32C
 (the field is zero); its tag follows the payload, and the wire length does not count it (`seal.pyx`).
 """
@@ -35,17 +36,19 @@ cdef frame_error_t frame_check_header(const header_t *h, unsigned long long sequ
     """
     if h.magic != FRAME_MAGIC:
         return BAD_MAGIC
-    if h.version != FRAME_VERSION or h.flags or h.codec:
+    if h.version != FRAME_VERSION or h.flags:
         return BAD_VERSION
     if h.type < DATA or h.type > RECEIPT:
         return BAD_TYPE
+    if h.codec and h.type != DATA:
+        return BAD_CODEC
     if h.epoch != epoch and (epoch == 0 or h.epoch == 0 or h.epoch - 1 != epoch):
         return BAD_EPOCH
     if epoch and h.crc:
         return BAD_CHECKSUM
     if h.sequence != sequence:
         return BAD_SEQUENCE
-    if h.wire_len != h.plain_len or h.wire_len > max_len:
+    if h.plain_len > max_len or (h.wire_len == 0 or h.wire_len >= h.plain_len if h.codec else h.wire_len != h.plain_len):
         return BAD_LENGTH
     if h.type == ACK and (h.wire_len == 0 or h.wire_len % ACK_ENTRY_BYTES or h.wire_len > MAX_ACK_ENTRIES * ACK_ENTRY_BYTES):
         return BAD_LENGTH
@@ -67,14 +70,16 @@ cdef frame_error_t frame_check_payload(const header_t *h, const char *payload) n
     return FRAME_OK if frame_crc(h, payload) == h.crc else BAD_CHECKSUM
 
 
-ERRORS = ("ok", "magic", "version", "type", "sequence", "length", "checksum", "epoch", "tag")
+ERRORS = ("ok", "magic", "version", "type", "sequence", "length", "checksum", "epoch", "tag", "codec")
 TYPES = {"data": DATA, "ack": ACK, "receipt": RECEIPT}
 
 
 def encode(str type, unsigned long long sequence, unsigned long long transfer=0, unsigned int segment=0,
-           unsigned int cell=0, bytes payload=b""):
+           unsigned int cell=0, bytes payload=b"", unsigned char codec=0, plain_len=None):
     cdef header_t h
     frame_header(&h, <frame_type_t><int>TYPES[type], sequence, transfer, segment, cell, <unsigned int>len(payload))
+    h.codec = codec
+    h.plain_len = h.wire_len if plain_len is None else plain_len
     h.crc = frame_crc(&h, <const char *>payload)
     return PyBytes_FromStringAndSize(<const char *>&h, sizeof(header_t)) + payload
 

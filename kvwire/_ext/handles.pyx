@@ -2,6 +2,7 @@
 
 from libc.stdlib cimport calloc
 
+from kvwire._ext.coding cimport coding_t
 from kvwire._ext.core cimport *
 from kvwire._ext.lanes cimport EngineLink
 from kvwire._ext.layout cimport Segment, segment_t
@@ -43,3 +44,16 @@ cdef segment_t *copy_segments(list segments) except NULL:
         s = segment
         out[i] = s.c
     return out
+
+
+cdef list coded_bytes(link_t *link, const coding_t *coding, u32 segments):
+    """By segment, what went coded: bytes of cells and of their payloads."""
+    cdef u64 plain, wire
+    cdef u32 i
+    cdef list out = []
+    for i in range(segments if coding != NULL else 0):
+        look_at(link)
+        plain, wire = coding[i].plain_bytes, coding[i].wire_bytes
+        looked_at(link)
+        out.append((plain, wire))
+    return out or [(0, 0)] * segments

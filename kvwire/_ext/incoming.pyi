@@ -1,3 +1,4 @@
+from kvwire._ext.coding import Coding
 from kvwire._ext.handles import State
 from kvwire._ext.lanes import EngineLink
 from kvwire._ext.layout import Segment
@@ -5,16 +6,26 @@ from kvwire._ext.layout import Segment
 class InTransfer:
     """The receiving half of a transfer. Every method may be called from any thread.
 
-    `segments`: pages to write, one per (group, layer) in manifest order.
+    `segments`: pages to write, one per (group, layer) in manifest order. `codings`: of each segment, the codec that its
+    cells may have gone through.
     """
 
     def __init__(
-        self, link: EngineLink, transfer: int, segments: list[Segment], cell_bytes: int, attachment: bool
+        self,
+        link: EngineLink,
+        transfer: int,
+        segments: list[Segment],
+        cell_bytes: int,
+        attachment: bool,
+        codings: list[Coding | None] | None = None,
     ) -> None: ...
     @property
     def link(self) -> EngineLink: ...
     def completed(self, start: int = 0) -> list[int]:
         """Segments in the order in which they became complete, from the `start`-th on; the attachment among them."""
+
+    def coded(self) -> list[tuple[int, int]]:
+        """By segment, bytes of the cells that landed coded, and of their payloads."""
 
     @property
     def state(self) -> State: ...

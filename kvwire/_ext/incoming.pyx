@@ -5,8 +5,9 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
+from kvwire._ext.coding cimport codings_of
 from kvwire._ext.core cimport *
-from kvwire._ext.handles cimport check_cell, copy_segments, deadline_in, init_condition
+from kvwire._ext.handles cimport check_cell, coded_bytes, copy_segments, deadline_in, init_condition
 from kvwire._ext.lanes cimport EngineLink
 from kvwire._ext.ledger cimport ledger_init
 from kvwire._ext.link cimport forget_dirty, in_end, in_unref, insert_in, signal_engine
@@ -19,7 +20,8 @@ from kvwire.errors import ReadyError, SpecError
 cdef class InTransfer:
     """The receiving half of a transfer: which segments are complete, and whether all is committed."""
 
-    def __cinit__(self, EngineLink link not None, u64 transfer, list segments not None, u32 cell_bytes, bint attachment):
+    def __cinit__(self, EngineLink link not None, u64 transfer, list segments not None, u32 cell_bytes, bint attachment,
+                  list codings=None):
         cdef in_t *t
         cdef u32 i
         cdef long long *cells
@@ -36,9 +38,10 @@ cdef class InTransfer:
         t.dirty.handle = <void *>self
         self.t = t
         self.link = link
-        self.keep = segments               # the pages stay alive as long as this handle
+        self.keep = segments, codings      # the pages and the codecs stay alive as long as this handle
         t.segment = copy_segments(segments)
         t.segments = <u32>len(segments)
+        t.coding = codings_of(codings, t.segments)
         t.done = <u32 *>malloc((t.segments + 2) * sizeof(u32))
         t.attachment = <char *>malloc(MAX_ATTACHMENT) if attachment else NULL
         cells = <long long *>malloc((t.segments + 2) * sizeof(long long))
@@ -70,6 +73,9 @@ cdef class InTransfer:
         for i in range(start, count):      # `done` is written once, before `done_count` grows
             out.append(t.done[i])
         return out
+
+    def coded(self):
+        return coded_bytes(self.t.link, self.t.coding, self.t.segments)
 
     @property
     def state(self):

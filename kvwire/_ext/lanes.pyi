@@ -60,6 +60,18 @@ class LinkStats(TypedDict):
     """Payload that was queued again because its lane had ended."""
     inflight_bytes: int
     """Payload that was claimed and that the peer's engine has not acknowledged."""
+    encoded_bytes: int
+    """Of cells that went into codecs, whether or not they shrank."""
+    encode_ns: int
+    """That it took, summed over workers."""
+    coded_plain_bytes: int
+    """Of the cells that left coded."""
+    coded_wire_bytes: int
+    """Of their payloads."""
+    decoded_bytes: int
+    """Of the cells that came coded."""
+    decode_ns: int
+    """That it took to decode them, summed over workers."""
 
 class EngineLink:
     """Lanes, send queue and transfers of one link."""
@@ -97,8 +109,11 @@ class EngineLink:
 
     def set_pace(self, average_Bps: int, peak_Bps: int, lane_Bps: int, inflight_cap: int) -> None:
         """Cap what lanes claim, from now on; 0: no cap. Bytes of frames per second for the link, on average and in
-        bursts; SO_MAX_PACING_RATE of every lane; payload that is claimed and not acknowledged, which one claim may
-        exceed."""
+        bursts; SO_MAX_PACING_RATE of every lane; payload, as it is on the wire, that is claimed and not acknowledged,
+        which one claim may exceed."""
+
+    def set_affordable(self, on: bool) -> None:
+        """Whether cells with a gauge may be encoded for their own sake, and not only now and then, to measure it."""
 
     @property
     def pacing_refused(self) -> bool:

@@ -7,6 +7,7 @@ from libc.stdlib cimport calloc, free, malloc
 from posix.unistd cimport close
 
 from kvwire._ext.cipher cimport TAG_BYTES
+from kvwire._ext.coding cimport SHARE_ONE
 from kvwire._ext.core cimport *
 from kvwire._ext.engine cimport Engine
 from kvwire._ext.frame cimport HEADER_BYTES
@@ -34,11 +35,13 @@ _REASONS = {
     LANE_BAD_TAG: "a frame with a wrong tag",
     LANE_NOT_SEALED: "a frame could not be sealed",
     LANE_DRAINED: "no longer needed",
+    LANE_BAD_CODEC: "a cell in a codec that was not agreed on",
+    LANE_BAD_PAYLOAD: "a payload that its codec cannot have made",
 }
 
 
 FAULTS = frozenset({LANE_BAD_FRAME, LANE_BAD_TAG, LANE_UNKNOWN_TRANSFER, LANE_OUTSIDE_GRANT, LANE_BAD_ACK,
-                    LANE_BAD_RECEIPT})
+                    LANE_BAD_RECEIPT, LANE_BAD_CODEC, LANE_BAD_PAYLOAD})
 TAG_FAILURE = <int>LANE_BAD_TAG
 DRAINED = <int>LANE_DRAINED
 EOF = <int>LANE_EOF
@@ -60,6 +63,7 @@ cdef class EngineLink:
         self.c.dirty.handle = <void *>self
         self.c.queue.empty_ns = now_ns()
         self.c.lane_Bps = UNLIMITED
+        self.c.wire_share = SHARE_ONE
 
     cdef void check(self) except *:
         self.engine.check()
@@ -88,10 +92,8 @@ cdef class EngineLink:
             raise
         if secrets is None:
             stage_bytes = CLAIM_BYTES_MAX + self.engine.c.max_cell_bytes
-            rest_bytes = CONTROL_BYTES + HEADER_BYTES + self.engine.c.max_cell_bytes
-        else:
-            rest_bytes = (2 * CONTROL_BYTES + CLAIM_BYTES_MAX + self.engine.c.max_cell_bytes
-                          + BATCH_FRAMES * (HEADER_BYTES + TAG_BYTES))
+        rest_bytes = (2 * CONTROL_BYTES + CLAIM_BYTES_MAX + self.engine.c.max_cell_bytes
+                      + BATCH_FRAMES * (HEADER_BYTES + TAG_BYTES))
         l = <lane_t *>calloc(1, sizeof(lane_t))
         if l != NULL:
             l.fd = fd
@@ -191,6 +193,11 @@ cdef class EngineLink:
         pthread_mutex_unlock(&self.c.lock)
         wake_all(&self.engine.c)
 
+    def set_affordable(self, bint on):
+        pthread_mutex_lock(&self.c.lock)
+        self.c.affordable = on
+        pthread_mutex_unlock(&self.c.lock)
+
     @property
     def pacing_refused(self):
         return bool(kv_load(&self.c.pacing_refused))
@@ -280,6 +287,7 @@ cdef class EngineLink:
         cdef u64 queued[CLASSES]
         cdef u64 oldest[CLASSES]
         cdef u64 now, idle, paced, sent, acked, hedged, resent, inflight
+        cdef u64 encoded, encode_ns, coded_plain, coded_wire, decoded, decode_ns
         cdef int k
         look_at(c)
         now = now_ns()
@@ -290,6 +298,8 @@ cdef class EngineLink:
         paced = c.paced_ns + held_for(c, now)
         sent = c.ended_sent_bytes
         acked, hedged, resent, inflight = c.acked_bytes, c.hedged_bytes, c.resent_bytes, c.inflight_bytes
+        encoded, encode_ns, decoded, decode_ns = c.encoded_bytes, c.encode_ns, c.decoded_bytes, c.decode_ns
+        coded_plain, coded_wire = c.coded_plain_bytes, c.coded_wire_bytes
         l = c.lanes
         while l != NULL:
             sent += 0 if l.retired else kv_look(&l.tx_bytes)
@@ -299,7 +309,9 @@ cdef class EngineLink:
             "now_ns": now, "queued_bytes": tuple([queued[k] for k in range(CLASSES)]),
             "oldest_ns": tuple([now - oldest[k] if oldest[k] and now > oldest[k] else 0 for k in range(CLASSES)]),
             "idle_ns": idle, "paced_ns": paced, "sent_bytes": sent, "acked_bytes": acked, "hedged_bytes": hedged,
-            "resent_bytes": resent, "inflight_bytes": inflight,
+            "resent_bytes": resent, "inflight_bytes": inflight, "encoded_bytes": encoded, "encode_ns": encode_ns,
+            "coded_plain_bytes": coded_plain, "coded_wire_bytes": coded_wire, "decoded_bytes": decoded,
+            "decode_ns": decode_ns,
         }
 
     @property

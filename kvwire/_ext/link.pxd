@@ -30,4 +30,5 @@ cdef bint lane_sampled(lane_t *lane) noexcept nogil
 cdef void lane_fail(lane_t *lane, lane_close_t reason, int detail) noexcept nogil
 cdef void lane_rekeyed(lane_t *lane) noexcept nogil
 cdef void lane_retire(lane_t *lane) noexcept nogil
+cdef bint has_scratch(worker_t *w) noexcept nogil
 cdef void lane_free(lane_t *lane) noexcept nogil

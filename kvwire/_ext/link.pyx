@@ -3,10 +3,11 @@
 Unless said otherwise a function is called with the link's lock held.
 """
 
-from libc.stdlib cimport free, realloc
+from libc.stdlib cimport free, malloc, realloc
 from libc.stdint cimport uint64_t
 from posix.unistd cimport close, write
 
+from kvwire._ext.codec cimport scratch_free, scratch_init
 from kvwire._ext.core cimport *
 from kvwire._ext.lanelog cimport entry_t, log_free, log_hedge, log_pop
 from kvwire._ext.ledger cimport ledger_free
@@ -136,6 +137,7 @@ cdef void remove_in(link_t *link, in_t *t) noexcept nogil:
 cdef void out_empty(out_t *t) noexcept nogil:
     """Give back what only its handle and its readers need. A lane's log may hold the rest until the peer acknowledges."""
     free(t.segment)
+    free(t.coding)
     free(t.rank)
     free(t.attachment)
     free(t.unready)
@@ -144,6 +146,7 @@ cdef void out_empty(out_t *t) noexcept nogil:
     free(t.block_ready)
     free(t.first_block)
     t.segment = NULL
+    t.coding = NULL
     t.rank = NULL
     t.attachment = NULL
     t.unready = NULL
@@ -167,6 +170,7 @@ cdef void in_unref(in_t *t) noexcept nogil:
         pthread_cond_destroy(&t.changed)
         ledger_free(&t.ledger)
         free(t.segment)
+        free(t.coding)
         free(t.done)
         free(t.attachment)
         free(t)
@@ -309,6 +313,21 @@ cdef bint lane_sampled(lane_t *lane) noexcept nogil:
     link.sampled = link.asked
     mark_dirty(link.engine, &link.dirty)
     return True
+
+
+# --- codecs ---------------------------------------------------------------------------------------------------
+
+
+cdef bint has_scratch(worker_t *w) noexcept nogil:
+    """Whether this worker, which asks, has what codecs work in; it is made here. Without locks."""
+    cdef engine_t *e = w.engine
+    if w.cell == NULL:
+        if not scratch_init(&w.scratch, e.max_cell_bytes, e.zstd):
+            return False
+        w.cell = <char *>malloc(e.max_cell_bytes)
+        if w.cell == NULL:
+            scratch_free(&w.scratch)
+    return w.cell != NULL
 
 
 # --- the end of a lane ----------------------------------------------------------------------------------------

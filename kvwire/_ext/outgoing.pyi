@@ -2,6 +2,7 @@ from collections.abc import Sequence
 
 from typing_extensions import Buffer
 
+from kvwire._ext.coding import Coding
 from kvwire._ext.handles import State
 from kvwire._ext.lanes import EngineLink
 from kvwire._ext.layout import Segment
@@ -12,7 +13,7 @@ class OutTransfer:
     `segments`: pages to read, one per (group, layer) in manifest order. `attachment`: whether one will follow.
     `klass`: 0 urgent, 1 demand, 2 background. `deadline_ns`: what is due first leaves first; 0: none. `ranks`: of each
     segment, 0: it leaves before the others (recurrent and convolution state, which a decoder needs whole); 1: as it
-    became ready, as all do where none are given.
+    became ready, as all do where none are given. `codings`: of each segment, the codec that its cells go through.
     """
 
     def __init__(
@@ -25,6 +26,7 @@ class OutTransfer:
         klass: int = 1,
         deadline_ns: int = 0,
         ranks: Sequence[int] | None = None,
+        codings: list[Coding | None] | None = None,
     ) -> None: ...
     @property
     def link(self) -> EngineLink: ...
@@ -49,6 +51,9 @@ class OutTransfer:
 
     def commit(self) -> None:
         """The receiver has committed, as the control plane has learnt. ProtocolError if it cannot have."""
+
+    def coded(self) -> list[tuple[int, int]]:
+        """By segment, bytes of the cells that left coded, and of their payloads; twice of a cell that was sent twice."""
 
     @property
     def state(self) -> State: ...

@@ -4,8 +4,9 @@ cimport cython
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
+from kvwire._ext.coding cimport codings_of
 from kvwire._ext.core cimport *
-from kvwire._ext.handles cimport check_cell, copy_segments, deadline_in, init_condition
+from kvwire._ext.handles cimport check_cell, coded_bytes, copy_segments, deadline_in, init_condition
 from kvwire._ext.lanes cimport EngineLink
 from kvwire._ext.link cimport forget_dirty, insert_out, out_empty, out_end, out_unref, signal_engine, wake_all
 from kvwire._ext.sendqueue cimport CLASSES, queue_push, run_bytes, run_t
@@ -28,7 +29,7 @@ cdef class OutTransfer:
     """The sending half of a transfer: which bytes are ready, and whether the receiver has them."""
 
     def __cinit__(self, EngineLink link not None, u64 transfer, list segments not None, u32 cell_bytes,
-                  bint attachment, int klass=1, u64 deadline_ns=0, ranks=None):
+                  bint attachment, int klass=1, u64 deadline_ns=0, ranks=None, list codings=None):
         cdef out_t *t
         cdef u32 i
         cdef u64 cells = 0, blocks = 0, cell, left
@@ -49,9 +50,10 @@ cdef class OutTransfer:
         t.dirty.handle = <void *>self
         self.t = t
         self.link = link
-        self.keep = segments               # the pages stay alive as long as this handle
+        self.keep = segments, codings      # the pages and the codecs stay alive as long as this handle
         t.segment = copy_segments(segments)
         t.segments = <u32>len(segments)
+        t.coding = codings_of(codings, t.segments)
         t.rank = <unsigned char *>malloc(t.segments + 1)
         t.first_cell = <u64 *>malloc((t.segments + 1) * sizeof(u64))
         t.first_block = <u64 *>malloc((t.segments + 1) * sizeof(u64))
@@ -281,6 +283,9 @@ cdef class OutTransfer:
         signal_engine(t.link.engine)
         if not honest:
             raise ProtocolError("a ledger that says committed, and not every cell was ever sent")
+
+    def coded(self):
+        return coded_bytes(self.t.link, self.t.coding, self.t.segments)
 
     @property
     def state(self):

@@ -1,4 +1,4 @@
-"""The way in of a byte: read into the lane's stream buffer, verify, claim, place, land.
+"""The way in of a byte: read into the lane's stream buffer, verify, claim, decode, place, land.
 
 Frames are verified whole in the stream buffer, and sealed ones decrypted there, before anything else happens, so no unverified byte enters a slot,
 the time in which a slot is written is one copy long, and a duplicate costs nothing.
@@ -7,6 +7,8 @@ the time in which a slot is written is one copy long, and a duplicate costs noth
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.string cimport memcpy, memmove
 
+from kvwire._ext.codec cimport byte_t, cell_t
+from kvwire._ext.coding cimport cell_at, coding_t
 from kvwire._ext.core cimport *
 from kvwire._ext.cipher cimport TAG_BYTES
 from kvwire._ext.frame cimport (ACK, ACK_ENTRY_BYTES, BAD_TAG, DATA, FRAME_OK, HEADER_BYTES, NO_KEY,
@@ -14,7 +16,7 @@ from kvwire._ext.frame cimport (ACK, ACK_ENTRY_BYTES, BAD_TAG, DATA, FRAME_OK, H
 from kvwire._ext.lanelog cimport entry_t, log_pop_acked
 from kvwire._ext.layout cimport segment_scatter
 from kvwire._ext.ledger cimport DUPLICATE, OUTSIDE, OWN, claim_t, ledger_claim, ledger_land, ledger_unclaim
-from kvwire._ext.link cimport (find_in, find_out, in_end, in_unref, lane_fail, lane_rekeyed, lane_release, mark_dirty,
+from kvwire._ext.link cimport (find_in, find_out, has_scratch, in_end, in_unref, lane_fail, lane_rekeyed, lane_release, mark_dirty,
                                out_end, out_unref, push_receipt, signal_engine, wake_all)
 from kvwire._ext.seal cimport open_frame
 from kvwire._ext.sendqueue cimport run_bytes
@@ -56,7 +58,7 @@ cdef bint on_ack(lane_t *via, const header_t *h, const char *payload, u64 now) n
     cdef u64 acked, acked_bytes
     cdef bint honest = True, wake = False, capped
     pthread_mutex_lock(&link.lock)
-    capped = link.inflight_cap != 0 and link.inflight_bytes >= link.inflight_cap
+    capped = at_cap(link)
     for at in range(h.wire_len // ACK_ENTRY_BYTES):
         payload += ACK_ENTRY_BYTES if at else 0
         memcpy(&lane_id, payload, 4)
@@ -91,7 +93,7 @@ cdef bint on_ack(lane_t *via, const header_t *h, const char *payload, u64 now) n
                 t.acked_cells += entry.run.count
             if lane.log.length < before:
                 out_unref(t)
-    wake = wake or (capped and link.inflight_bytes < link.inflight_cap)
+    wake = wake or (capped and not at_cap(link))
     acked_bytes = via.acked_bytes          # what comes over another lane may count for this one, too
     pthread_mutex_unlock(&link.lock)
     if wake:
@@ -119,38 +121,64 @@ cdef bint on_receipt(lane_t *lane, const header_t *h, u64 now) noexcept nogil:
     return True
 
 
-cdef void place(in_t *t, const header_t *h, const char *payload) noexcept nogil:
+cdef lane_close_t decode(worker_t *w, const in_t *t, const header_t *h, const char *payload, u64 *ns) noexcept nogil:
+    """A verified cell as it was before its codec, into the worker's `cell`. As `place`."""
+    cdef const coding_t *coding = &t.coding[h.segment]
+    cdef cell_t view = cell_at(coding, <u64>h.cell * t.cell_bytes)
+    cdef u64 start = now_ns()
+    if not has_scratch(w):
+        return LANE_NO_MEMORY
+    if not coding.codec.decode(coding.codec, &view, <const byte_t *>payload, h.wire_len, <byte_t *>w.cell, h.plain_len,
+                               &w.scratch):
+        return LANE_BAD_PAYLOAD
+    ns[0] = now_ns() - start
+    return LANE_OPEN
+
+
+cdef void place(in_t *t, const header_t *h, const char *cell) noexcept nogil:
     """Copy a verified cell into its slots. The caller has claimed it; no lock is held."""
     if h.segment < t.segments:
-        segment_scatter(&t.segment[h.segment], <long long>h.cell * t.cell_bytes, h.wire_len, payload)
+        segment_scatter(&t.segment[h.segment], <long long>h.cell * t.cell_bytes, h.plain_len, cell)
     else:
-        memcpy(t.attachment, payload, h.wire_len)
-        t.attachment_len = h.wire_len
+        memcpy(t.attachment, cell, h.plain_len)
+        t.attachment_len = h.plain_len
 
 
 cdef bint fits(const in_t *t, const header_t *h) noexcept nogil:
     """Whether a cell was granted and is as long as the grant says it must be."""
     cdef long long left
     if h.segment >= t.segments:
-        return t.has_attachment and h.segment == t.segments and h.wire_len <= MAX_ATTACHMENT
+        return t.has_attachment and h.segment == t.segments and h.plain_len <= MAX_ATTACHMENT
     left = t.segment[h.segment].nbytes - <long long>h.cell * t.cell_bytes
-    return h.wire_len > 0 and h.wire_len == (left if left < t.cell_bytes else t.cell_bytes)
+    return h.plain_len > 0 and h.plain_len == (left if left < t.cell_bytes else t.cell_bytes)
+
+
+cdef bint agreed_on(const in_t *t, const header_t *h) noexcept nogil:
+    """Whether a cell of its segment may come in this codec."""
+    if h.codec == 0:
+        return True
+    return (t.coding != NULL and h.segment < t.segments and t.coding[h.segment].codec != NULL
+            and t.coding[h.segment].codec.id == h.codec)
 
 
 cdef lane_close_t on_data(lane_t *lane, const header_t *h, const char *payload, u64 now) noexcept nogil:
-    """Claim, place, land; the last cell of a transfer commits it. Returns why the lane must end, or LANE_OPEN."""
+    """Claim, decode, place, land; the last cell of a transfer commits it. Returns why the lane must end, or LANE_OPEN."""
     cdef link_t *link = lane.link
     cdef engine_t *engine = link.engine
     cdef in_t *t
     cdef claim_t claim
     cdef lane_close_t verdict = LANE_OPEN
     cdef bint tell = False, committed = False
+    cdef u64 decode_ns = 0
     pthread_mutex_lock(&link.lock)
     t = find_in(link, h.transfer)
     if t == NULL:                          # aborted or committed: rightly dropped
         verdict = LANE_OPEN if h.transfer <= link.newest_in else LANE_UNKNOWN_TRANSFER
         pthread_mutex_unlock(&link.lock)
         return verdict
+    if not agreed_on(t, h):
+        pthread_mutex_unlock(&link.lock)
+        return LANE_BAD_CODEC
     claim = ledger_claim(&t.ledger, h.segment, h.cell) if fits(t, h) else OUTSIDE
     if claim != OWN:
         t.duplicates += claim == DUPLICATE
@@ -162,13 +190,24 @@ cdef lane_close_t on_data(lane_t *lane, const header_t *h, const char *payload, 
         t.first_ns = now
     pthread_mutex_unlock(&link.lock)
 
-    place(t, h, payload)
+    if h.codec:
+        verdict = decode(lane.worker, t, h, payload, &decode_ns)
+        payload = lane.worker.cell
+    if verdict == LANE_OPEN:
+        place(t, h, payload)
 
     pthread_mutex_lock(&link.lock)
     t.writers -= 1
+    if h.codec and verdict == LANE_OPEN:
+        link.decoded_bytes += h.plain_len
+        link.decode_ns += decode_ns
+        t.coding[h.segment].plain_bytes += h.plain_len
+        t.coding[h.segment].wire_bytes += h.wire_len
     if t.state != ACTIVE:
         if t.writers == 0:
             pthread_cond_broadcast(&t.changed)
+    elif verdict != LANE_OPEN:
+        ledger_unclaim(&t.ledger, h.segment, h.cell)
     elif t.ledger.missing_total == 1 and not push_receipt(link, t.id):
         ledger_unclaim(&t.ledger, h.segment, h.cell)   # not acknowledged, so it will come again
         verdict = LANE_NO_MEMORY

@@ -1,25 +1,28 @@
-"""The way out of a byte: claim, and then either gather, checksum and one sendmsg, or seal and send.
+"""The way out of a byte: claim, and then either gather, checksum and one sendmsg, or encode, seal and send.
 
 A batch is control frames (acknowledgements, receipts) and then a run of cells that is worth at most 10 ms of the
 lane's rate. Pages are read by this worker only, from the claim until the batch is settled. So a transfer can be
 aborted, and its pages reused, without waiting for the peer.
 
-A plain batch is settled after sendmsg: what the kernel did not take is either copied (the rest of the frame that it
-stopped in) or goes back to the queue (whole frames), so that a cell binds to a lane as late as the socket has room.
-A sealed one is settled before it is sent: a frame that is sealed has used its sequence number up, which another
-frame may never have under the same key, so it is never given back. It waits in the lane's scratch until the kernel
-takes it: a sealed lane that stands still keeps up to a claim from the others.
+A plain batch leaves straight from the pages and is settled after sendmsg: what the kernel did not take is either copied
+(the rest of the frame that it stopped in) or goes back to the queue (whole frames), so that a cell binds to a lane as late
+as the socket has room. One that is sealed, or has a cell that goes through a codec, is staged: made whole in the lane's
+scratch, and settled before it is sent. A frame that is sealed has used its sequence number up, which another frame may
+never have under the same key, and one that is encoded has cost its time, so these are never given back. They wait until
+the kernel takes them: such a lane that stands still keeps up to a claim from the others.
 """
 
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.string cimport memcpy, memset
 
 from kvwire._ext.claim cimport batch_t, claim, settle
+from kvwire._ext.coding cimport cell_at, coding_t
+from kvwire._ext.codec cimport byte_t, cell_t
 from kvwire._ext.core cimport *
 from kvwire._ext.crc32c cimport kvwire_crc32c
 from kvwire._ext.frame cimport DATA, frame_crc, frame_header, header_t
 from kvwire._ext.layout cimport iovec, segment_gather, segment_iovecs
-from kvwire._ext.link cimport lane_fail, lane_rekeyed
+from kvwire._ext.link cimport has_scratch, lane_fail, lane_rekeyed
 from kvwire._ext.seal cimport seal_frame
 from kvwire._ext.sendqueue cimport run_t
 
@@ -50,7 +53,7 @@ cdef int cell_pieces(const out_t *t, const run_t *run, u32 cell, u32 length, iov
     return n
 
 
-# --- plain --------------------------------------------------------------------------------------------------------
+# --- straight from the pages --------------------------------------------------------------------------------------
 
 
 cdef void build(lane_t *lane, batch_t *b) noexcept nogil:
@@ -141,20 +144,64 @@ cdef void send_plain(lane_t *lane, batch_t *b) noexcept nogil:
     kv_count(&lane.tx_frames, <u64>(b.frames - unsent))
 
 
-# --- sealed -------------------------------------------------------------------------------------------------------
+# --- staged -------------------------------------------------------------------------------------------------------
 
 
-cdef bint seal_next(lane_t *lane, header_t *h, const iovec *pieces, int count, u64 now) noexcept nogil:
-    """Seal one frame behind those that the scratch holds already."""
-    cdef size_t n = seal_frame(lane.sealer, &lane.link.engine.rekey, h, pieces, count, lane.rest + lane.rest_len, now)
+cdef bint stage(lane_t *lane, header_t *h, const iovec *pieces, int count, u64 now) noexcept nogil:
+    """Make one frame behind those that the scratch holds already; its payload may be in its place there. False when the
+    cipher failed."""
+    cdef char *at = lane.rest + lane.rest_len
+    cdef size_t n = sizeof(header_t)
+    cdef u32 crc
+    cdef int k
+    if lane.sealer != NULL:
+        n = seal_frame(lane.sealer, &lane.link.engine.rekey, h, pieces, count, at, now)
+        if lane.sealer.epoch != lane.tx_epoch:
+            lane_rekeyed(lane)
+    else:
+        crc = kvwire_crc32c(0, h, sizeof(header_t))
+        for k in range(count):
+            crc = kvwire_crc32c(crc, pieces[k].iov_base, pieces[k].iov_len)
+            if pieces[k].iov_base != at + n:
+                memcpy(at + n, pieces[k].iov_base, pieces[k].iov_len)
+            n += pieces[k].iov_len
+        h.crc = crc
+        memcpy(at, h, sizeof(header_t))
     lane.rest_len += n
-    if lane.sealer.epoch != lane.tx_epoch:
-        lane_rekeyed(lane)
     return n != 0
 
 
-cdef bint seal_all(lane_t *lane, batch_t *b, u64 now) noexcept nogil:
-    """Seal the batch into the scratch; reads the pages of its cells. False when the cipher failed."""
+cdef int encoded(lane_t *lane, batch_t *b, const run_t *run, u32 cell, header_t *h, iovec *pieces, int frame,
+                 char *payload) noexcept nogil:
+    """A cell through its codec: its payload, or the cell as it is where it did not shrink. As `cell_pieces`."""
+    cdef out_t *t = <out_t *>run.owner
+    cdef coding_t *coding = &t.coding[run.segment]
+    cdef cell_t view = cell_at(coding, <u64>cell * t.cell_bytes)
+    cdef int n
+    cdef long long made
+    cdef u64 start
+    if not has_scratch(lane.worker):
+        return cell_pieces(t, run, cell, h.plain_len, pieces, payload)
+    n = cell_pieces(t, run, cell, h.plain_len, pieces, lane.worker.cell)
+    if n > 1:                              # codecs take a cell in one piece
+        segment_gather(&t.segment[run.segment], <long long>cell * t.cell_bytes, h.plain_len, lane.worker.cell)
+        pieces.iov_base = lane.worker.cell
+        pieces.iov_len = h.plain_len
+    start = now_ns()
+    made = coding.codec.encode(coding.codec, &view, <byte_t *>pieces.iov_base, h.plain_len, <byte_t *>payload,
+                               h.plain_len, &lane.worker.scratch)
+    b.encode_ns += now_ns() - start
+    b.payload[frame] = h.plain_len
+    if 0 < made < <long long>h.plain_len:
+        b.payload[frame] = h.wire_len = <u32>made
+        h.codec = coding.codec.id
+        pieces.iov_base = payload
+        pieces.iov_len = <size_t>made
+    return 1
+
+
+cdef bint stage_all(lane_t *lane, batch_t *b, u64 now) noexcept nogil:
+    """Make the frames of the batch in the scratch; reads the pages of its cells. False when the cipher failed."""
     cdef int i, n, frame = 0
     cdef u32 cell, length
     cdef size_t at = 0
@@ -162,6 +209,7 @@ cdef bint seal_all(lane_t *lane, batch_t *b, u64 now) noexcept nogil:
     cdef run_t *run
     cdef header_t header
     cdef header_t *h
+    cdef char *payload
     cdef iovec pieces[CELL_IOVECS]
     lane.rest_at = lane.rest_len = 0
     while at < b.control:
@@ -169,7 +217,7 @@ cdef bint seal_all(lane_t *lane, batch_t *b, u64 now) noexcept nogil:
         pieces[0].iov_base = lane.control + at + sizeof(header_t)
         pieces[0].iov_len = h.wire_len
         at += sizeof(header_t) + h.wire_len
-        if not seal_next(lane, h, pieces, 1 if h.wire_len else 0, now):
+        if not stage(lane, h, pieces, 1 if h.wire_len else 0, now):
             return False
     for i in range(b.runs):
         run = &b.run[i]
@@ -177,16 +225,22 @@ cdef bint seal_all(lane_t *lane, batch_t *b, u64 now) noexcept nogil:
         for cell in range(run.first, run.first + run.count):
             length = out_cell_len(t, run.segment, cell)
             frame_header(&header, DATA, b.sequence + <u64>frame, t.id, run.segment, cell, length)
-            n = cell_pieces(t, run, cell, length, pieces, lane.rest + lane.rest_len + sizeof(header_t))
-            if not seal_next(lane, &header, pieces, n, now):
+            payload = lane.rest + lane.rest_len + sizeof(header_t)
+            if b.encodes & (<u32>1 << frame):
+                n = encoded(lane, b, run, cell, &header, pieces, frame, payload)
+            else:
+                n = cell_pieces(t, run, cell, length, pieces, payload)
+            if not stage(lane, &header, pieces, n, now):
                 return False
             frame += 1
     return True
 
 
-cdef void seal_batch(lane_t *lane, batch_t *b, u64 now) noexcept nogil:
-    """Seal a batch and let its pages go. It leaves as the rest of a batch does."""
-    if seal_all(lane, b, now):
+cdef void send_staged(lane_t *lane, batch_t *b, u64 now) noexcept nogil:
+    """Make the frames of a batch and let its pages go. They leave as the rest of a batch does."""
+    b.encode_ns = 0
+    memset(b.payload, 0, sizeof(b.payload))
+    if stage_all(lane, b, now):
         kv_count(&lane.tx_frames, <u64>b.frames)
     else:
         lane_fail(lane, LANE_NOT_SEALED, 0)
@@ -230,8 +284,8 @@ cdef bint lane_send(lane_t *lane, u64 now) noexcept nogil:
             return True
         if not claim(lane, &b):
             return False
-        if lane.sealer == NULL:
-            send_plain(lane, &b)
+        if lane.sealer != NULL or b.encodes:
+            send_staged(lane, &b, now)
         else:
-            seal_batch(lane, &b, now)
+            send_plain(lane, &b)
     return False

@@ -11,6 +11,7 @@ from typing import Self
 import numpy as np
 
 from kvwire._ext.cipher import Cipher, find
+from kvwire._ext.coding import Coding
 from kvwire._ext.engine import Engine
 from kvwire._ext.frame import check
 from kvwire._ext.incoming import InTransfer
@@ -171,11 +172,18 @@ class Pair:
             self.sender.add_lane(out.detach(), lane, incarnation, secrets)
 
     def transfer(
-        self, source: Memory, target: Memory, *, id: int = 2, cell: int = CELL, attachment: bool = False
+        self,
+        source: Memory,
+        target: Memory,
+        *,
+        id: int = 2,
+        cell: int = CELL,
+        attachment: bool = False,
+        codings: list[Coding | None] | None = None,
     ) -> tuple[OutTransfer, InTransfer]:
         self.memory += [source, target]  # segments do not own it
-        inc = InTransfer(self.receiver, id, target.segments, cell, attachment)
-        return OutTransfer(self.sender, id, source.segments, cell, attachment), inc
+        inc = InTransfer(self.receiver, id, target.segments, cell, attachment, codings)
+        return OutTransfer(self.sender, id, source.segments, cell, attachment, codings=codings), inc
 
     def close(self) -> None:
         for link in (self.sender, self.receiver):

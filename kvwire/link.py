@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kvwire import wire
 from kvwire._ext.lanes import EngineLink
+from kvwire.compression import Compression
 from kvwire.congestion import LanePlanner, check_budget
 from kvwire.control import Stream
 from kvwire.dialler import Dialler
@@ -52,6 +53,7 @@ class Link(Driver):
         self.config = node.config
         self._dialler: Dialler | None = None
         self._exchange = Exchange(self)
+        self._compression = Compression(self.engine_link, node.config.workers, node.cores)
         self._egress = Egress(self, self.engine_link, planner)
         self._questions = Questions(self)
         self._error: KvwireError | None = None

@@ -18,6 +18,7 @@ from kvwire.acceptor import Acceptor
 from kvwire.config import Config
 from kvwire.congestion import LanePlanner, make_controller
 from kvwire.control import Stream, open_control
+from kvwire.cores import Cores
 from kvwire.dialler import Dialler
 from kvwire.errors import (
     AuthenticationFailed,
@@ -61,6 +62,7 @@ class Node:
             if self._acceptor is not None:
                 self._acceptor.close()
             raise
+        self.cores = Cores(time.monotonic())
         self._boot_id = secrets.token_bytes(16)
         self._links: dict[Link, None] = {}  # in the order in which they were made
         self._by_id: dict[bytes, Link] = {}

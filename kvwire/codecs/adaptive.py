@@ -1,17 +1,17 @@
 """Whether automatic codecs encode on a link, and why. Pure: `now` is an argument, in seconds, and never goes back.
 
-The problem: a codec is worth its while where the link is slower than the codecs at its two ends, and what the link carries
-is known only from what it has carried. A link that carries little because it has little to send looks slow. One that waits
-for its codec looks slow, too, and would be the slower the more it waits. And estimates of what this host can do are made
-while it does something else.
+The problem: a codec is worth its while where the link is slower than the codecs at its two ends, and what the link
+carries is known only from what it has carried. A link that carries little because it has little to send looks slow. One
+that waits for its codec looks slow, too, and would be the slower the more it waits. And estimates of what this host can
+do are made while it does something else.
 
-So three things are kept apart. `LinkRate` is what the link carries when nothing but the link holds it up. `verdict` holds
-that beside what the codecs do:
+So three things are kept apart. `LinkRate` is what the link carries when nothing but the link holds it up. `verdict`
+holds that beside what the codecs do:
 
     on only if  min(encode, decode, ratio x link) > 1.1 x link,  in plain bytes per second
 
-And `Rule` changes its mind at most every 5 s, looks again where the link has not set the limit for a minute, and gives up
-for a while where what was worth it by all these numbers was not in fact.
+And `Rule` changes its mind at most every 5 s, looks again where the link has not set the limit for a minute, and gives
+up for a while where what was worth it by all these numbers was not in fact.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ CODING_SHARE = 0.5
 RECEIVER_SHARE = 0.5
 """With more of the lanes' time held back by the receiver's window it may be the peer's decoding."""
 
-SEND_Bps = 2.5e9
-"""Of a worker that sends, bytes on the wire (bench/README.md, loopback: 4.1 to 5.9 GB/s with two): it cannot encode
-meanwhile."""
+WORKER_Bps = 2.5e9
+"""Of a worker that sends or receives and does nothing else, bytes on the wire (bench/README.md, loopback: 4.1 to
+5.9 GB/s with two). It does not code meanwhile."""
 TRIED_S = 1.0
 """Of sending with codecs, until it may be said that they were no help."""
 RETRY_S, MOST_RETRY_S = 60.0, 960.0
@@ -82,7 +82,7 @@ class Codecs:
     @property
     def core_Bps(self) -> float:
         """What a worker encodes and sends, one after the other."""
-        return 1 / (1 / self.encode_Bps + 1 / (self.ratio * SEND_Bps))
+        return 1 / (1 / self.encode_Bps + 1 / (self.ratio * WORKER_Bps))
 
 
 def verdict(link_Bps: float, codecs: Codecs) -> Reason:
@@ -133,8 +133,8 @@ class LinkRate:
 
     Bytes are counted on the wire, so cells that are sent coded say as much about the link as plain ones. But where the
     codec may be what holds the link up (`held`: the workers spend half of their time on it, or the peer's window is
-    closed half of the time) a span is only a lower bound, too: it may raise the rate and never lowers it. While nothing is
-    coded the peer's window is what the link carries, whoever closes it.
+    closed half of the time) a span is only a lower bound, too: it may raise the rate and never lowers it. While nothing
+    is coded, what the peer takes is what the link carries, whoever closes its window.
     """
 
     def __init__(self) -> None:
@@ -143,7 +143,7 @@ class LinkRate:
         self._held = False
 
     @property
-    def Bps(self) -> float:  # noqa: N802
+    def Bps(self) -> float:
         """0.0: nothing is known."""
         return max((span.rate_Bps for span in self._spans), default=0.0)
 
@@ -181,7 +181,7 @@ class Rule:
         self.on = False
         self.reason = Reason.UNUSED
         self._changed_at: float | None = None
-        self._held_s = self._held_bytes = 0.0  # sent coded since the link last set the limit, and plain bytes that landed
+        self._held_s = self._held_bytes = 0.0  # held up, since the link last set the limit, and what landed meanwhile
         self._retry_s = RETRY_S
         self._refused_until = 0.0
 

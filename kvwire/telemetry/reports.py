@@ -23,7 +23,7 @@ class Totals:
     lane_s: float = 0.0
     """Seconds, summed over lanes: what the lanes' shares are shares of. Engine."""
     landed_bytes: int = 0
-    """Bytes of payload that the peer's engine has acknowledged. Engine."""
+    """Bytes of payload, as it lies in memory, that the peer's engine has acknowledged. Engine."""
     sent_bytes: int = 0
     """Bytes given to the kernel: frames, with headers and tags. Engine."""
     delivered_bytes: int = 0

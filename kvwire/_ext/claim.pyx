@@ -164,7 +164,7 @@ cdef void note_encoded(lane_t *lane, const batch_t *b) noexcept nogil:
     link.encode_ns += b.encode_ns
     pacer_give_back(&link.pacer, batch_plain - batch_wire)
     if batch_plain:
-        link.wire_share = (7 * link.wire_share + batch_wire * SHARE_ONE // batch_plain) >> 3
+        link.wire_share = (3 * link.wire_share + batch_wire * SHARE_ONE // batch_plain) >> 2
 
 
 cdef void claim_data(lane_t *lane, batch_t *b, u64 now) noexcept nogil:

@@ -26,7 +26,7 @@ class Gauge:
 
 @final
 class Coding:
-    """The codec of one segment's cells. Without a gauge every cell is encoded, and what does not shrink goes as it is."""
+    """The codec of one segment's cells. Without a gauge each is encoded, and what does not shrink goes as it is."""
 
     def __init__(self, codec: Native, cell: Cell, gauge: Gauge | None = None) -> None: ...
     @property

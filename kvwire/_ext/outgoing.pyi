@@ -53,7 +53,7 @@ class OutTransfer:
         """The receiver has committed, as the control plane has learnt. ProtocolError if it cannot have."""
 
     def coded(self) -> list[tuple[int, int]]:
-        """By segment, bytes of the cells that left coded, and of their payloads; twice of a cell that was sent twice."""
+        """By segment, bytes of the cells that left coded, and of their payloads; twice where one was sent twice."""
 
     @property
     def state(self) -> State: ...

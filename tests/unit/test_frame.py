@@ -92,7 +92,12 @@ def test_noise_is_no_frame(noise: bytes) -> None:
         ({"version": 0}, "version"),
         ({"version": 2}, "version"),
         ({"flags": 1}, "version"),
-        ({"codec": 1}, "version"),
+        ({"codec": 1}, "length"),
+        ({"codec": 1, "wire_len": 0}, "length"),
+        ({"codec": 1, "wire_len": 17}, "length"),
+        ({"codec": 1, "plain_len": LIMIT + 1}, "length"),
+        ({"codec": 1, "type": 2}, "codec"),
+        ({"codec": 255, "type": 3}, "codec"),
         ({"epoch": 1}, "epoch"),
         ({"type": 0}, "type"),
         ({"type": 4}, "type"),
@@ -113,6 +118,19 @@ def test_lies_with_a_fitting_checksum(changes: dict[str, int], verdict: str) -> 
     assert check(remade(frame, **changes), 3, LIMIT) == (verdict, 0)
     header_only = remade(frame, **changes)[: HEADER.size]
     assert check(header_only, 3, LIMIT) == (verdict, 0), "a wrong length must not be waited for"
+
+
+@given(codec=st.integers(1, 255), plain_len=st.integers(1, LIMIT), payload=st.binary(min_size=1, max_size=300))
+def test_a_cell_that_a_codec_made_shorter(codec: int, plain_len: int, payload: bytes) -> None:
+    frame = encode("data", 3, 8, 1, 1, payload, codec, plain_len)
+    fields = dict(zip(FIELDS, HEADER.unpack_from(frame), strict=True))
+    assert (fields["codec"], fields["plain_len"], fields["wire_len"]) == (codec, plain_len, len(payload))
+    shorter = len(payload) < plain_len
+    assert check(frame, 3, LIMIT) == (("ok", len(frame)) if shorter else ("length", 0))
+    if shorter:
+        assert check(frame, 3, plain_len - 1) == ("length", 0)
+        other = remade(frame, codec=codec % 255 + 1)
+        assert check(frame[:7] + other[7:8] + frame[8:], 3, LIMIT)[0] == "checksum", "the codec is under the checksum"
 
 
 def test_length_at_the_limit() -> None:

@@ -3,14 +3,17 @@
 The input says where to cut and how the connection ends, and then has the bytes. Beside the engine a plain reading of
 the format (docs/design.md) says what has to come of them: how the lane ends, which cells land, what is acknowledged
 and what is committed. Where the input asks for it, sequence numbers and checksums are made right before the bytes are
-sent, so that what lies behind them is reached as well.
+sent, so that what lies behind them is reached as well. One segment may come in a codec, of which the harness has its own:
+a payload is repeated until its cell is full, unless it begins with the byte that says that it is none.
 """
 
 from libc.errno cimport EAGAIN, ECONNRESET, errno
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
 from harness cimport input_t, left, on_recv, planted, require, take
+from kvwire._ext.codec cimport byte_t, cell_t, codec_t, scratch_t
+from kvwire._ext.coding cimport coding_t
 from kvwire._ext.core cimport *
 from kvwire._ext.frame cimport HEADER_BYTES, header_t
 from kvwire._ext.layout cimport row_t
@@ -29,6 +32,8 @@ cdef enum:
     PAGE_BYTES = 150               # segment 0: one page of three cells
     STRIDED_BYTES = 120            # segment 1: two blocks of 4 rows of 15 bytes, 20 apart: two cells
     SMALL_BYTES = 10
+    CODEC = 9                      # of segment 0
+    NO_PAYLOAD = 0xEE
     NEWEST = 6                     # transfer 6 is over; 8 was never granted
     # What this side has sent: on lane 1 cells 0 to 3 of transfer 3, a receipt, cells 4 and 5, an acknowledgement, of
     # which the kernel has not got the last; on lane 2 two cells of transfer 5, which is not all ready yet.
@@ -44,6 +49,8 @@ cdef struct expected_t:
     bint landed[8]                 # cells of transfer 2: 3 + 2 + attachment; of transfer 4 in 6
     u32 attachment_len
     u64 duplicates
+    u64 decoded_bytes
+    u64 payload_bytes              # of what was decoded
     bint over[2]                   # transfers 2 and 4 are committed
     u64 acked[2]                   # by lane
     bint out_over                  # transfer 3 has its receipt
@@ -126,27 +133,51 @@ cdef void make_right(char *stream, size_t size, int how) noexcept nogil:
         h = <header_t *>(stream + at)
         h.magic = 0x4657564B
         h.version = 1
-        h.flags = h.codec = 0
+        h.flags = 0
         h.epoch = 0
         if how & 2:
             h.type = 1 + h.type % 3
             h.wire_len %= LIMIT + 2
         h.sequence = sequence
-        h.plain_len = h.wire_len
+        if h.codec & 1 and how & 2:
+            h.codec = CODEC
+            h.plain_len = CELL_BYTES if h.plain_len & 1 else PAGE_BYTES - 2 * CELL_BYTES
+        else:
+            h.codec = 0
+            h.plain_len = h.wire_len
         n = min(<size_t>h.wire_len, size - at - HEADER_BYTES)
         h.crc = reference_crc(<unsigned char *>h, <unsigned char *>h + HEADER_BYTES, n)
         at += HEADER_BYTES + n
         sequence += 1
 
 
+# --- a codec ------------------------------------------------------------------------------------------------------
+
+
+cdef int repeat(const codec_t *c, const cell_t *cell, const byte_t *src, size_t length, byte_t *dst, size_t n,
+                scratch_t *scratch) noexcept nogil:
+    cdef size_t i
+    require(scratch.bytes != NULL and cell.offset % CELL_BYTES == 0, b"what a codec is told")
+    for i in range(n):
+        dst[i] = src[i % length]
+    return src[0] != NO_PAYLOAD
+
+
+cdef codec_t codec
+codec.id = CODEC
+codec.decode = repeat
+
+
 # --- what has to come of them -------------------------------------------------------------------------------------
 
 
 cdef int expect_data(expected_t *s, const header_t *h, const char *payload) noexcept nogil:
-    cdef u32 n = h.wire_len
+    cdef u32 n = h.plain_len, i
     cdef int which = 0
     if h.transfer != 2 and h.transfer != 4 or s.over[h.transfer == 4]:
         return LANE_OPEN if h.transfer <= NEWEST else LANE_UNKNOWN_TRANSFER
+    if h.codec and (h.codec != CODEC or h.transfer != 2 or h.segment != 0):
+        return LANE_BAD_CODEC
     if h.transfer == 4:
         if h.segment or h.cell or n != SMALL_BYTES:
             return LANE_OUTSIDE_GRANT
@@ -169,8 +200,17 @@ cdef int expect_data(expected_t *s, const header_t *h, const char *payload) noex
     if s.landed[which]:
         s.duplicates += 1
         return LANE_OPEN
+    if h.codec:
+        if <unsigned char>payload[0] == NO_PAYLOAD:
+            return LANE_BAD_PAYLOAD
+        for i in range(n):
+            s.page[which * CELL_BYTES + i] = payload[i % h.wire_len]
+        s.decoded_bytes += n
+        s.payload_bytes += h.wire_len
     s.landed[which] = True
-    if which < 3:
+    if h.codec:
+        pass
+    elif which < 3:
         memcpy(s.page + which * CELL_BYTES, payload, n)
     elif which < 5:
         memcpy(s.strided + (which - 3) * CELL_BYTES, payload, n)
@@ -204,15 +244,19 @@ cdef int expect_header(const header_t *h, u64 sequence) noexcept nogil:
     """0, or the number of the error, in the order in which the format checks."""
     if h.magic != 0x4657564B:
         return 1
-    if h.version != 1 or h.flags or h.codec:
+    if h.version != 1 or h.flags:
         return 2
     if h.type == 0 or h.type > 3:
         return 3
+    if h.codec and h.type != 1:
+        return 9
     if h.epoch:
         return 7
     if h.sequence != sequence:
         return 4
-    if h.plain_len != h.wire_len or h.wire_len > LIMIT:
+    if h.plain_len > LIMIT or h.wire_len > h.plain_len:
+        return 5
+    if (h.wire_len == h.plain_len or h.wire_len == 0) if h.codec else h.wire_len < h.plain_len:
         return 5
     if h.type == 2 and (h.wire_len % 16 or not 1 <= h.wire_len // 16 <= 64) or h.type == 3 and h.wire_len:
         return 5
@@ -269,6 +313,8 @@ cdef void set_up() noexcept nogil:
     side.inc[0] = arriving(&side.link, 2, CELL_BYTES, SEGMENTS, LIMIT, cells)
     segment(&side.inc[0].segment[0], side.page, &side.rows[0], side.offsets, PAGE_BYTES + planted, 1)
     segment(&side.inc[0].segment[1], side.strided, &side.rows[1], side.offsets, STRIDED_BYTES // 2, 2)
+    side.inc[0].coding = <coding_t *>calloc(SEGMENTS, sizeof(coding_t))
+    side.inc[0].coding[0].codec = &codec
     cells[0] = 1
     side.inc[1] = arriving(&side.link, 4, CELL_BYTES, 1, 0, cells)
     segment(&side.inc[1].segment[0], side.small, &side.rows[2], side.offsets, SMALL_BYTES, 1)
@@ -322,6 +368,8 @@ cdef void compare_arrived(const expected_t *s) noexcept nogil:
     require(memcmp(side.page, s.page, PAGE_BYTES) == 0, b"the page is not what arrived")
     require(memcmp(bytes, s.strided, STRIDED_BYTES) == 0, b"the strided pages are not what arrived")
     require(memcmp(side.small, s.small, SMALL_BYTES) == 0, b"the small transfer is not what arrived")
+    require(side.link.decoded_bytes == s.decoded_bytes and t.coding[0].plain_bytes == s.decoded_bytes
+            and t.coding[0].wire_bytes == s.payload_bytes and t.coding[1].plain_bytes == 0, b"what was decoded")
     for i in range(6):
         missing += not s.landed[i]
     require(t.ledger.missing_total == missing and t.duplicates == s.duplicates, b"the ledger")

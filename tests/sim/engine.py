@@ -21,6 +21,7 @@ from tests.sim.sockets import here
 from tests.sim.transfers import SimInTransfer, SimOutTransfer
 
 LONG_STEP_S = 0.05
+CODED = ("encoded_bytes", "encode_ns", "coded_plain_bytes", "coded_wire_bytes", "decoded_bytes", "decode_ns")
 
 
 class SimEngine:
@@ -178,6 +179,11 @@ class SimEngineLink:
         self.inflight_cap = inflight_cap
         self.wake()
 
+    def set_affordable(self, on: bool) -> None:
+        """Cells are never coded here."""
+        self.check()
+        del on
+
     def may_claim(self) -> bool:
         """Whether something is ready, and neither the pacer nor the cap on what is in flight is in the way."""
         now_ns = self.engine.now_ns
@@ -237,6 +243,7 @@ class SimEngineLink:
             "hedged_bytes": self.hedged_bytes,
             "resent_bytes": self.resent_bytes,
             "inflight_bytes": self.inflight_bytes,
+            **dict.fromkeys(CODED, 0),
         }
 
     def wake(self) -> None:

@@ -26,10 +26,10 @@ from tests.unit.wire_pair import frame, make_manifest
 
 MANIFEST = make_manifest()
 EXAMPLES: list[schema.Message] = [
-    schema.Hello(1, ["crc32c"], b"", b"b" * 16, b"r" * 32, b"l" * 16, "kvwire", 4, 256, 1 << 22),
+    schema.Hello(1, ["crc32c"], b"", b"b" * 16, b"r" * 32, b"l" * 16, "kvwire", 4, 256, 1 << 22, [["int8", 4, False]]),
     schema.Finished(b"m" * 32),
-    schema.Offer(1, pack_manifest(MANIFEST), 60.0, 1),
-    schema.GrantMessage(1, pack_runs(Grant(((BlockRange(0, 7),), (), (BlockRange(0, 1),)), 65536)), 65536),
+    schema.Offer(1, pack_manifest(MANIFEST), 60.0, 1, [1, 0, 200]),
+    schema.GrantMessage(1, pack_runs(Grant(((BlockRange(0, 7),), (), (BlockRange(0, 1),)), 65536)), 65536, 1 << 30),
     schema.Refuse(1, "refused", "no room"),
     schema.Abort((1 << 64) - 1, "aborted", "ü" * 2048),
     schema.Drained(1),

@@ -107,6 +107,7 @@ BAD_FIELDS: dict[str, list[Any]] = {
     "deadline_s": [0, -1.0, math.nan, math.inf, -math.inf, 8 * 86400, 1e300, True, "1", None],
     "klass": [-1, 3, None, 1.0, True, "1"],
     "manifest": [None, {}, "m", b"m", 1, [], [[[]]], [None] * 6, [1] * 6],
+    "codecs": [None, {}, "zstd", b"\1\0\0", 1, [1, 0, 0], [256] * 3, [-1] * 3, [None] * 3, [0] * 2, [0] * 65],
 }
 
 
@@ -114,6 +115,7 @@ BAD_FIELDS: dict[str, list[Any]] = {
 def test_bad_field_of_an_offer(field: str, value: object) -> None:
     pair = Pair()
     content = {"t": "offer", "transfer": 1, "manifest": OFFER.manifest, "deadline_s": 60.0, "klass": 1}
+    content["codecs"] = []
     pair.acceptor.receive_data(pair.now, frame(content | {field: value}))
     broken(pair.acceptor)
 

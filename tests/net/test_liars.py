@@ -1,8 +1,8 @@
 """Authenticated peers that lie: each lie is told to a real node, and nobody but the liar notices.
 
-The tables are in `lies` (frames) and `lies_said` (messages). Before, while and after a lie is told, another tenant's
-transfer goes through the same node, and no byte of the node's memory is other than it was, but for what honest cells
-have brought.
+The tables are in `lies` (frames), `lies_said` (messages) and `lies_codecs`. Before, while and after a lie is told, another
+tenant's transfer goes through the same node, and no byte of the node's memory is other than it was, but for what honest
+cells have brought.
 """
 
 import asyncio
@@ -15,11 +15,12 @@ from kvwire import wire
 from tests.net import kit
 from tests.net.liar import Liar, liar
 from tests.net.lies import CELLS, RECEIVED, Lie
+from tests.net.lies_codecs import CODECS
 from tests.net.lies_said import RETURNED, SAID
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
-LIES = CELLS | RECEIVED | SAID | RETURNED
+LIES = CELLS | RECEIVED | SAID | RETURNED | CODECS
 FAULTS = ("lane_fault", "tag_failure")
 
 

@@ -134,6 +134,9 @@ def test_models_of_a_tenant() -> None:
         {"quotas": {"acme": 5}},
         {"quotas": {"": Quota()}},
         {"quotas": Quota()},
+        {"lossy": None},
+        {"lossy": 1},
+        {"lossy": "no"},
     ],
 )
 def test_what_is_no_policy(wrong: dict[str, Any]) -> None:

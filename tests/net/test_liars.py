@@ -1,8 +1,8 @@
 """Authenticated peers that lie: each lie is told to a real node, and nobody but the liar notices.
 
-The tables are in `lies` (frames), `lies_said` (messages) and `lies_codecs`. Before, while and after a lie is told, another
-tenant's transfer goes through the same node, and no byte of the node's memory is other than it was, but for what honest
-cells have brought.
+The tables are in `lies` (frames), `lies_said` (messages) and `lies_codecs`. Before, while and after a lie is told,
+another tenant's transfer goes through the same node, and no byte of the node's memory is other than it was, but for
+what honest cells have brought.
 """
 
 import asyncio

@@ -8,7 +8,13 @@ from kvwire.errors import ProtocolError, RemoteError, SpecError
 from kvwire.wire import greeting, preamble, schema
 from tests.fuzz.pure.reading import Cursor, measured
 
-UNDER_TEST = ("kvwire.wire.schema", "kvwire.wire.content", "kvwire.wire.preamble", "kvwire.wire.greeting")
+UNDER_TEST = (
+    "kvwire.wire.schema",
+    "kvwire.wire.codecs",
+    "kvwire.wire.content",
+    "kvwire.wire.preamble",
+    "kvwire.wire.greeting",
+)
 ALSO_SEEN: tuple[str, ...] = ()
 
 LIMIT = 512

@@ -15,7 +15,7 @@ from dataclasses import replace
 from kvwire.config import Config
 from kvwire.errors import KvwireError, LinkLost, LocalError, ProtocolError
 from kvwire.types import BlockRange, Grant
-from kvwire.wire import Session, events, parse_join, schema, states
+from kvwire.wire import CodecTag, Session, events, parse_join, schema, states
 from kvwire.wire.manifest import pack_manifest, pack_runs
 from kvwire.wire.preamble import PREAMBLE_BYTES
 from kvwire.wire.transfers import Transfers
@@ -26,6 +26,8 @@ from tests.unit.wire_pair import Pair, drain_all, make_manifest, whole
 UNDER_TEST = (
     "kvwire.wire.session",
     "kvwire.wire.exchange",
+    "kvwire.wire.offers",
+    "kvwire.wire.codecs",
     "kvwire.wire.transfers",
     "kvwire.wire.tickets",
     "kvwire.wire.states",
@@ -44,6 +46,12 @@ MANIFESTS = [make_manifest(f"r{number}", tokens=40) for number in range(5)]
 PACKED = pack_manifest(MANIFESTS[0])
 WHOLE = whole(MANIFESTS[0])
 RUNS = pack_runs(WHOLE)
+ZSTD, INT8 = CodecTag("zstd", 1, True), CodecTag("int8", 4, False)
+TAKEN = ((ZSTD, INT8), (ZSTD,), (), (INT8, CodecTag("zstd", 2, True)))
+"""What a side takes: the dialler the first, the acceptor in each of its lives another one."""
+WANTED = ((ZSTD, INT8, None), (INT8,) * 3, ())
+IDS: tuple[list[int], ...] = ([], [1, 0, 4], [0, 0, 0], [4, 4, 4], [200, 0, 0], [1])
+"""What forged offers name; not all of it can be."""
 CODES = ("", "aborted", "refused", "model", "busy", "deadline", "protocol", "closed")
 
 
@@ -108,6 +116,9 @@ class Side:
         assert not self.closed, f"{event} after the end"
         match event:
             case events.Offered() | events.Declined():
+                ids = event.codecs if isinstance(event, events.Offered) else ()
+                assert len(ids) in (0, len(event.manifest.groups)), ids
+                assert {0}.issuperset(set(ids) - {tag.id for tag in self.session._codecs}), ids
                 assert event.transfer not in self.heard, f"transfer {event.transfer} was on offer before"
                 self.heard.add(event.transfer)
             case events.Aborted():
@@ -158,6 +169,11 @@ class Hostile:
     def __init__(self, cursor: Cursor) -> None:
         self.cursor = cursor
         self.pair = Pair(CONFIG, CONFIG, greet=False, sealed=cursor.byte() % 8 == 7)
+        ours, theirs = self.pair.agreements()
+        names = b"d" * 16, b"D" * 32, b""
+        self.pair.dialler = Session("dialler", CONFIG, *names, self.pair.now, ours, codecs=TAKEN[0])
+        names = b"a" * 16, b"A" * 32, b"L" * 16
+        self.pair.acceptor = Session("acceptor", CONFIG, *names, self.pair.now, theirs, codecs=TAKEN[1])
         self.sides = [Side(self.pair.dialler), Side(self.pair.acceptor)]
         self.up = True
         self.lives = 1
@@ -190,7 +206,9 @@ class Hostile:
     def _offer(self, side: Side) -> None:
         cursor = self.cursor
         how = {"timeout_s": cursor.choose((20.0, 1.0, 0.0, math.nan)), "deadline_s": cursor.choose((60.0, 2.0, 1e9))}
-        transfer = self.pair.offer(cursor.choose(MANIFESTS), by=side.session, klass=cursor.choose((1, 0, 2, 3)), **how)
+        manifest, klass = cursor.choose(MANIFESTS), cursor.choose((1, 0, 2, 3))
+        codecs = WANTED[side.session._next_id // 2 % len(WANTED)]
+        transfer = side.session.offer(self.pair.now, manifest, klass=klass, codecs=codecs, **how)
         assert transfer not in side.offered, "an id was used twice"
         side.offered.add(transfer)
 
@@ -279,8 +297,8 @@ class Hostile:
         self.lives += 1
         ours, theirs = self.pair.agreements()
         boot_id = bytes([self.lives]) * 16 if self.cursor.flag() else gone.session._boot_id
-        link_id = bytes([self.lives]) * 16
-        self.pair.acceptor = Session("acceptor", CONFIG, boot_id, b"A" * 32, link_id, self.pair.now, theirs)
+        names, codecs = (boot_id, b"A" * 32, bytes([self.lives]) * 16), TAKEN[self.lives % len(TAKEN)]
+        self.pair.acceptor = Session("acceptor", CONFIG, *names, self.pair.now, theirs, codecs=codecs)
         self.sides[1] = Side(self.pair.acceptor)
         dialler.session.resume(self.pair.now, b"R" * 32, ours)
         self.up = True
@@ -304,9 +322,9 @@ class Hostile:
         reason, count = cursor.choose(CODES), 1 + cursor.byte() % 64
         hello = side.session._hello
         forged: tuple[schema.Message, ...] = (
-            schema.Offer(transfer, PACKED, cursor.choose((60.0, 0.5)), cursor.byte() % 3),
+            schema.Offer(transfer, PACKED, cursor.choose((60.0, 0.5)), cursor.byte() % 3, IDS[count % len(IDS)]),
             schema.Offer(transfer, [*PACKED[:3], cursor.value(), *PACKED[4:]], 60.0, 1),
-            schema.GrantMessage(transfer, cursor.choose((RUNS, [b""] * 3, [], [1])), 65536),
+            schema.GrantMessage(transfer, cursor.choose((RUNS, [b""] * 3, [], [1])), 65536, count),
             schema.Refuse(transfer, reason, reason),
             schema.Abort(transfer, reason, reason),
             schema.Drained(transfer),

@@ -1,5 +1,7 @@
 """kvwire moves the KV cache of large language models from the host that computed it to the host that uses it."""
 
+from kvwire.codecs import Codec, find_codec, register_codec
+from kvwire.codings import Coded
 from kvwire.config import Config
 from kvwire.congestion import (
     Budget,
@@ -16,6 +18,7 @@ from kvwire.errors import (
     AuditError,
     AuthenticationFailed,
     Closed,
+    CodecMismatch,
     CommitUnknown,
     ConfigError,
     ConnectRefused,
@@ -102,6 +105,9 @@ __all__ = [
     "Budget",
     "Certificate",
     "Closed",
+    "Codec",
+    "CodecMismatch",
+    "Coded",
     "CommitUnknown",
     "Config",
     "ConfigError",
@@ -168,8 +174,10 @@ __all__ = [
     "__version__",
     "block_hashes",
     "controllers",
+    "find_codec",
     "layout_digest",
     "pin",
+    "register_codec",
     "register_controller",
     "revoke",
     "run",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from ipaddress import ip_address
+from types import MappingProxyType
 from typing import Any
 
 from kvwire.errors import ConfigError
-from kvwire.types import ModelTag
+from kvwire.types import GroupKind, ModelTag
 
 KIB = 1024
 MIB = 1024 * 1024
@@ -108,6 +109,11 @@ class Config:
     """What caps the rate of a link above the kernel's congestion control: a name (`kvwire.controllers()`), or what
     makes a `kvwire.Controller` for each link (docs/congestion.md)."""
 
+    compression: str | Mapping[str, str] = "auto"
+    """What blocks go through on their way (docs/compression.md). "auto": the lossless codec, while that brings more
+    through the link than it costs; "off": nothing; or the name of a codec, lossy ones among them, for all that leaves.
+    A mapping says it by kind of group, `{"full": "int8", "recurrent": "zstd"}`; kinds that it leaves out are "auto"."""
+
     def __post_init__(self) -> None:
         def check(name: str, low: float, high: float) -> None:
             value = getattr(self, name)
@@ -147,6 +153,23 @@ class Config:
             raise ConfigError(f"congestion is {self.congestion!r:.80}; expected a name or None")
         if not isinstance(self.controller, str) and not callable(self.controller):
             raise ConfigError(f"controller is {self.controller!r:.80}; expected a name, or what makes a controller")
+        object.__setattr__(self, "compression", check_compression(self.compression))
+
+
+def check_compression(value: object) -> str | Mapping[str, str]:
+    """A choice of codecs, which nobody can change any more. ConfigError for what is none; whether there are codecs of
+    those names is another question (`kvwire.codecs.choice`)."""
+    if isinstance(value, str):
+        return value
+    kinds = [kind.value for kind in GroupKind]
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value.values()):
+        raise ConfigError(
+            f"compression is {value!r:.80}", hint='"auto", "off", the name of a codec, or such a name by kind of group'
+        )
+    for kind in value:
+        if kind not in kinds:
+            raise ConfigError(f"compression: {kind!r:.80} is no kind of group", hint=f"there are {', '.join(kinds)}")
+    return MappingProxyType(dict(value))
 
 
 def _is_address(text: object) -> bool:

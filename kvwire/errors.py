@@ -65,6 +65,10 @@ class LimitExceeded(LocalError, ValueError):
     """A manifest or message is larger than a limit both sides agreed on."""
 
 
+class CodecMismatch(LocalError):
+    """The peer does not take a codec that was asked for: it does not know it, or takes nothing lossy."""
+
+
 class QueueFull(LimitExceeded):
     """More has become ready than the lanes take away: wait, or let `wait_ready` do it. Nothing was queued."""
 

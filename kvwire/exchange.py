@@ -51,17 +51,19 @@ class Exchange:
         self.outgoing.clear()
         self.incoming.clear()
 
-    def granted(self, transfer: int, grant: Grant) -> None:
+    def granted(self, event: wire.Granted) -> None:
+        transfer, grant = event.transfer, event.grant
+        self._link._compression.peer_decodes(event.decode_Bps)
         offer, again = self.offers.get(transfer), self.outgoing.get(transfer)
         try:
             if again is not None:
                 self._link._node._unwatch(again._handle)
-                again._grant_again(grant)
+                again._grant_again(grant, event.codecs)
                 self._link._node._watch(again._handle, again._engine_changed)
                 return
             if offer is None:  # the offering task was cancelled meanwhile
                 return
-            outgoing = Outgoing(self._link, offer, grant)
+            outgoing = Outgoing(self._link, offer, grant, event.codecs)
         except KvwireError as error:
             with contextlib.suppress(Closed):  # the peer may have said good-bye in the same breath
                 self._link._session.abort(time.monotonic(), transfer, "failed", str(error))
@@ -101,7 +103,8 @@ class Exchange:
             under_way._fail(error)
 
     def send_grant(self, incoming: Incoming, grant: Grant) -> None:
-        self._link._session.grant(time.monotonic(), incoming.transfer_id, grant)
+        decode_Bps = self._link._compression.decode_Bps
+        self._link._session.grant(time.monotonic(), incoming.transfer_id, grant, decode_Bps=decode_Bps)
         self._link._node._guard.granted(self._link.identity, incoming)
         self._link.journal.note("grant", transfer=incoming.transfer_id, direction="in", bytes=incoming._bytes)
         self._link._node._watch(incoming._handle, incoming._engine_changed)
@@ -165,8 +168,9 @@ class Exchange:
             with contextlib.suppress(Closed):  # it may have been given up in the same breath
                 self._link._session.refuse(time.monotonic(), event.transfer, "refused", "")
             return
-        self.incoming[event.transfer] = incoming = Incoming(self._link, event.transfer, event.manifest, event.klass)
-        self._link.journal.offered(event.transfer, event.manifest, "in")
+        incoming = Incoming(self._link, event.transfer, event.manifest, event.klass, event.codecs)
+        self.incoming[event.transfer] = incoming
+        self._link.journal.offered(event.transfer, event.manifest, "in", incoming._choices)
         self._link._node._offered(incoming)
 
     def outcomes(self) -> dict[int, str]:

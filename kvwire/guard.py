@@ -10,6 +10,8 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from kvwire.codecs import Codec
+from kvwire.codecs.choice import taken
 from kvwire.control import Stream
 from kvwire.errors import KvwireError, PolicyError
 from kvwire.security import AuditLog, Certificate, Identity, Peer, Policy, Usage
@@ -72,6 +74,10 @@ class Guard:
     def frank(self, peer: Peer | None) -> bool:
         """Whether the peer may know why this node refuses it something."""
         return self._identity is None or peer is None or peer.subject.tenant == self._identity.subject.tenant
+
+    def codecs(self) -> list[Codec]:
+        """What peers may send to this node."""
+        return taken(self._policy.lossy)
 
     def refresh(self) -> None:
         """Look whether the files of the identity have changed, and bring the log up to date."""

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from kvwire import wire
 from kvwire._ext.incoming import InTransfer
 from kvwire._ext.layout import Segment
+from kvwire.codecs.choice import by_ids
+from kvwire.codings import codings
 from kvwire.errors import AttachmentError, Closed, ContentMismatch, DeadlineExceeded, PlacementError, SpecError
 from kvwire.guard import counted_bytes
 from kvwire.pool import Slots, check_disjoint
@@ -44,8 +46,9 @@ class Incoming(Transfer):
 
     _handle: InTransfer | None
 
-    def __init__(self, link: Link, transfer_id: int, manifest: Manifest, klass: int) -> None:
+    def __init__(self, link: Link, transfer_id: int, manifest: Manifest, klass: int, codecs: Sequence[int]) -> None:
         super().__init__(link, transfer_id, manifest, klass)
+        self._choices = by_ids(codecs) or self._choices
         self._changed = asyncio.Event()
         self._segments = manifest.segments()
         self._granted_segments = 0
@@ -114,8 +117,9 @@ class Incoming(Transfer):
         try:
             for slots in wanted:
                 self._leases.append(slots.lease_write(f"transfer {self.transfer_id}"))
+            attachment, through = self.manifest.attachment, codings(self.manifest, self._choices)
             self._handle = InTransfer(
-                self._link.engine_link, self.transfer_id, segments, grant.cell_bytes, self.manifest.attachment
+                self._link.engine_link, self.transfer_id, segments, grant.cell_bytes, attachment, through
             )
             self._bytes = total
             self._granted_segments = granted_segments
@@ -258,4 +262,5 @@ class Incoming(Transfer):
     def _receipt(self) -> Receipt:
         assert self._handle is not None
         first, commit = self._handle.times_ns
-        return Receipt(self.transfer_id, self.manifest.request_id, self._bytes, (commit - first) / 1e9, None)
+        seconds = (commit - first) / 1e9, None
+        return Receipt(self.transfer_id, self.manifest.request_id, self._bytes, *seconds, self._coded)

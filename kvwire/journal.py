@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from kvwire.codecs.choice import Choice
+from kvwire.codings import spoken
 from kvwire.errors import KvwireError
 from kvwire.types import Manifest
 
@@ -36,17 +39,25 @@ class Journal:
             where["fingerprint"] = link.identity.fingerprint
         return where
 
-    def offered(self, transfer: int, manifest: Manifest, direction: str) -> None:
-        """A transfer was offered."""
+    def offered(self, transfer: int, manifest: Manifest, direction: str, choices: Iterable[Choice | None]) -> None:
+        """A transfer was offered. `choices`: by group, what its cells may go through."""
         model = {"model": manifest.model.name, "revision": manifest.model.revision, "layout": manifest.model.layout}
         what = {"request": manifest.request_id, "residency": manifest.residency, **model}
         size = {"bytes": manifest.nbytes, "tokens": manifest.tokens}
-        self.note("offer", transfer=transfer, direction=direction, **size, **what)
+        codecs = spoken((each.codec.name, each.codec.lossless) for each in choices if each is not None)
+        self.note("offer", transfer=transfer, direction=direction, codecs=codecs, **size, **what)
 
     def ended(self, transfer: Transfer, direction: str) -> None:
         """A transfer that had been granted, or was to be granted here, is over."""
         if transfer.state == "committed":
-            self.note("commit", transfer=transfer.transfer_id, direction=direction, bytes=transfer._bytes)
+            coded = transfer._coded.values()
+            where: dict[str, str | int] = {"transfer": transfer.transfer_id, "direction": direction}
+            where["codecs"] = spoken((each.codec, each.lossless) for each in coded)
+            sizes = {
+                "coded_bytes": sum(each.plain_bytes for each in coded),
+                "wire_bytes": sum(each.wire_bytes for each in coded),
+            }
+            self.note("commit", **where, bytes=transfer._bytes, **sizes)
         else:
             self.given_up(transfer.transfer_id, direction, transfer._error or transfer._lost())
 

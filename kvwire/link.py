@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kvwire import wire
 from kvwire._ext.lanes import EngineLink
+from kvwire.codecs.choice import choose
+from kvwire.codings import tags
+from kvwire.compression import Compression
 from kvwire.congestion import LanePlanner, check_budget
 from kvwire.control import Stream
 from kvwire.dialler import Dialler
@@ -52,6 +55,7 @@ class Link(Driver):
         self.config = node.config
         self._dialler: Dialler | None = None
         self._exchange = Exchange(self)
+        self._compression = Compression(self.engine_link, node.config.workers)
         self._egress = Egress(self, self.engine_link, planner)
         self._questions = Questions(self)
         self._error: KvwireError | None = None
@@ -102,6 +106,7 @@ class Link(Driver):
         deadline_s: float | None = None,
         klass: int = 1,
         late: Literal["refuse", "send"] = "refuse",
+        compression: str | Mapping[str, str] | None = None,
     ) -> Outgoing:
         """Offer a transfer, best before prefill starts; returns when the receiver has granted it.
 
@@ -109,7 +114,9 @@ class Link(Driver):
         grant. `deadline_s`: longest life of the transfer; of one class, what has the earliest leaves first. `klass`: 0
         urgent, 1 demand, 2 background; a higher one leaves first, and none starves. `late`: what becomes of a deadline
         that has passed (`deadline_s` of 0 or less): DeadlineExceeded, or it is sent, before all others of its class.
-        Raises SpecError, PlacementError, PolicyError, DuplicateTransfer, LimitExceeded before anything is sent;
+        `compression`: what its blocks go through, in the place of `Config.compression`.
+        Raises SpecError, PlacementError, PolicyError, ConfigError and CodecMismatch (of `compression`),
+        DuplicateTransfer, LimitExceeded before anything is sent;
         OfferRefused, ModelMismatch, DeadlineExceeded or LinkLost afterwards.
         """
         await self._greeting()
@@ -119,7 +126,11 @@ class Link(Driver):
         except PolicyError as error:
             self.journal.refused(0, "out", str(error))
             raise
-        config = self.config
+        config, peer = self.config, self._session.peer
+        assert peer is not None
+        if compression is None:
+            compression = config.compression
+        choices = choose(compression, (group.spec for group in manifest.groups), wire.taken_by(peer))
         # Only a deadline that somebody named orders what leaves first.
         deadline_ns = due_ns(deadline_s, late)
         if deadline_s is None or deadline_s <= 0:
@@ -130,10 +141,11 @@ class Link(Driver):
             timeout_s=config.offer_timeout_s if timeout_s is None else timeout_s,
             deadline_s=deadline_s,
             klass=klass,
+            codecs=tags(choices),
         )
         future: asyncio.Future[Outgoing] = self.loop.create_future()
-        offer = self._exchange.offers[transfer] = Offer(transfer, manifest, source, klass, deadline_ns, future)
-        self.journal.offered(transfer, manifest, "out")
+        offer = self._exchange.offers[transfer] = Offer(transfer, manifest, source, klass, deadline_ns, choices, future)
+        self.journal.offered(transfer, manifest, "out", choices)
         self._pump()
         try:
             return await future
@@ -255,7 +267,7 @@ class Link(Driver):
             case wire.Declined():
                 self.journal.refused(event.transfer, "in", event.reason)
             case wire.Granted():
-                self._exchange.granted(event.transfer, event.grant)
+                self._exchange.granted(event)
             case wire.Refused() | wire.OfferTimedOut() | wire.TransferTimedOut() | wire.Dropped():
                 self._exchange.fail(event.transfer, event.error)
             case wire.Aborted():

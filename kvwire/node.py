@@ -15,6 +15,7 @@ from kvwire import sockets, wire
 from kvwire._ext import cipher
 from kvwire._ext.engine import Engine
 from kvwire.acceptor import Acceptor
+from kvwire.codecs.choice import check_names, tag
 from kvwire.config import Config
 from kvwire.congestion import LanePlanner, make_controller
 from kvwire.control import Stream, open_control
@@ -280,8 +281,10 @@ class Node:
         random, now, frank = secrets.token_bytes(32), time.monotonic(), self._guard.frank(who)
         planner = LanePlanner(self.config.lanes)
         lanes = planner.start(rtt_s)
+        codecs = self._guard.codecs()
+        tags = [wire.CodecTag(*tag(codec)) for codec in codecs]
         session = wire.Session(
-            role, self.config, self._boot_id, random, link_id, now, agreement, frank=frank, lanes=lanes
+            role, self.config, self._boot_id, random, link_id, now, agreement, frank=frank, lanes=lanes, codecs=tags
         )
         link = Link(self, session, where, who, planner)
         self._links[link] = None
@@ -372,5 +375,9 @@ def _guard(config: Config, identity: Identity | None, policy: Policy | None, aud
             hint="identity=Identity.load(directory), of what kvwire-keys made; or Config(plain=True) on both ends",
         )
     sockets.check_congestion(config)
-    make_controller(config.controller)  # ConfigError now, and not when somebody dials
-    return Guard(identity, policy or Policy(), audit)
+    guard = Guard(identity, policy or Policy(), audit)
+    # ConfigError now, and not when somebody dials or offers.
+    make_controller(config.controller)
+    check_names(config.compression)
+    guard.codecs()
+    return guard

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgpack
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 
 from kvwire import wire
 from kvwire._ext.outgoing import OutTransfer
+from kvwire.codecs.choice import Choice
+from kvwire.codings import codings, named
 from kvwire.errors import (
     AttachmentError,
     Closed,
@@ -126,6 +129,7 @@ class Offer:
     source: Mapping[str, Slots]
     klass: int
     deadline_ns: int
+    choices: Sequence[Choice | None]
     granted: asyncio.Future[Outgoing]
 
 
@@ -137,9 +141,10 @@ class Outgoing(Transfer):
 
     _handle: OutTransfer
 
-    def __init__(self, link: Link, offer: Offer, grant: Grant) -> None:
+    def __init__(self, link: Link, offer: Offer, grant: Grant, codecs: Sequence[int]) -> None:
         super().__init__(link, offer.transfer, offer.manifest, offer.klass)
         self._source = offer.source
+        self._chosen = offer.choices
         self._deadline_ns = offer.deadline_ns
         self.granted: dict[str, tuple[int, ...]] = {}
         """Block numbers that the receiver wants, per group, ascending."""
@@ -148,14 +153,14 @@ class Outgoing(Transfer):
         self._ready_before = 0, 0, 0  # a handle ago: first and last `ready`, and when they were repeated
         try:
             self._leases += [slots.lease_read(f"transfer {self.transfer_id}") for slots in offer.source.values()]
-            self._handle = self._take(grant)
+            self._handle = self._take(grant, codecs)
         except BaseException:
             self._release()
             raise
         self._first_positions = self._positions
 
-    def _take(self, grant: Grant) -> OutTransfer:
-        """The engine's half of a grant, and what it means for `ready`."""
+    def _take(self, grant: Grant, codecs: Sequence[int]) -> OutTransfer:
+        """The engine's half of a grant, and what it means for `ready`. `codecs`: what its offer had named."""
         segments: list[Segment] = []
         positions, granted, nbytes = {}, {}, 0
         for offer, runs in zip(self.manifest.groups, grant.runs, strict=True):
@@ -170,15 +175,16 @@ class Outgoing(Transfer):
         # State stands for the whole prefix: a decoder can begin without some blocks, and not without that.
         kinds = {group.spec.name: group.spec.kind for group in self.manifest.groups}
         ranks = [0 if kinds[group].is_state else 1 for group, _ in self.manifest.segments()]
-        handle = OutTransfer(
-            link, self.transfer_id, segments, grant.cell_bytes, attachment, self.klass, self._deadline_ns, ranks
-        )
-        self._positions, self.granted, self._bytes = positions, granted, nbytes
+        choices = named(self._chosen, codecs)
+        through = codings(self.manifest, choices, partial(self._link._compression.gauge, self.manifest.model))
+        order = self.klass, self._deadline_ns, ranks
+        handle = OutTransfer(link, self.transfer_id, segments, grant.cell_bytes, attachment, *order, through)
+        self._positions, self.granted, self._bytes, self._choices = positions, granted, nbytes, choices
         return handle
 
     # --- a receiver that has restarted ----------------------------------------------------------------------------
 
-    def _grant_again(self, grant: Grant) -> None:
+    def _grant_again(self, grant: Grant, codecs: Sequence[int]) -> None:
         """The receiver, which has restarted, wants these blocks: whatever was ready is ready again.
 
         OfferRefused where it wants more than before: nobody knows whether those blocks are computed.
@@ -197,7 +203,7 @@ class Outgoing(Transfer):
                         "did not want before",
                         hint="offer the transfer again",
                     )
-            handle = self._take(grant)
+            handle = self._take(grant, codecs)
             for segment, (group, _) in enumerate(self.manifest.segments()):
                 done = np.frombuffer(before.ready_blocks(segment), dtype=np.bool_)
                 found = _look_up(self._positions[group], self._start(group), np.array(was[group], np.int64)[done])
@@ -331,6 +337,5 @@ class Outgoing(Transfer):
 
     def _receipt(self) -> Receipt:
         (first, last), receipt = self._ready_times(), self._handle.times_ns[2]
-        return Receipt(
-            self.transfer_id, self.manifest.request_id, self._bytes, (receipt - first) / 1e9, (receipt - last) / 1e9
-        )
+        seconds = (receipt - first) / 1e9, (receipt - last) / 1e9
+        return Receipt(self.transfer_id, self.manifest.request_id, self._bytes, *seconds, self._coded)

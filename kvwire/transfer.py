@@ -11,9 +11,9 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from kvwire._ext.incoming import InTransfer
 from kvwire._ext.outgoing import OutTransfer
+from kvwire.codecs.choice import Choice
+from kvwire.codings import Coded, coded
 from kvwire.errors import Closed, DeadlineExceeded, KvwireError, LinkLost, SpecError, WrongThread
 from kvwire.pool import Lease, Slots
 from kvwire.types import BlockRange, Manifest
@@ -44,6 +46,8 @@ class Receipt:
     bytes: int
     elapsed_s: float
     tail_s: float | None
+    coded: Mapping[str, Coded] = field(default_factory=dict, hash=False)
+    """By group, what a codec made of its cells; groups of which none went coded are not in it."""
 
 
 def runs_of(blocks: NDArray[np.int64]) -> tuple[BlockRange, ...]:
@@ -100,6 +104,8 @@ class Transfer:
         self._error: KvwireError | None = None
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._bytes = 0
+        self._choices: Sequence[Choice | None] = (None,) * len(manifest.groups)
+        """By group, what its cells may go through."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.transfer_id} of {self.manifest.request_id!r} {self.state}>"
@@ -162,6 +168,10 @@ class Transfer:
 
     def _receipt(self) -> Receipt:
         raise NotImplementedError
+
+    @property
+    def _coded(self) -> dict[str, Coded]:
+        return {} if self._handle is None else coded(self.manifest, self._choices, self._handle.coded())
 
     def _check_wait(self, timeout_s: float) -> None:
         """SpecError for a time that is none; WrongThread on the loop's own thread."""

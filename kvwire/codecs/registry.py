@@ -18,6 +18,8 @@ Decode = Callable[[Cell, memoryview, int], Data]
 
 FIRST_ID, LAST_ID = 128, 255
 """Numbers on the wire that applications have for themselves."""
+MOST = 32
+"""Codecs of a process: both sides of a link say all of theirs in one message."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 _RESERVED = ("auto", "off")
@@ -76,7 +78,8 @@ def register_codec(
 
     `encode` and `decode` are functions in Python, which take the GIL for every cell, or both the addresses of functions
     in C as kvwire/_ext/codec_impl.h has them; `provider` is an address that those find in their codec, and `keep` an
-    object that has to live as long. ConfigError where the name or the id is taken or cannot be one.
+    object that has to live as long. ConfigError where the name or the id is taken or cannot be one. Links that are up
+    do not take what is registered later.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigError(f"{name!r:.80} is no name of a codec; expected lower case, digits, '_', '-' and '.'")
@@ -87,6 +90,8 @@ def register_codec(
     for codec in codecs():
         if codec.name == name or codec.wire_id == wire_id:
             raise ConfigError(f"codec {name!r}, id {wire_id}: there is {codec.name!r}, id {codec.wire_id}, already")
+    if len(_codecs) >= MOST:
+        raise ConfigError(f"codec {name!r}: there are {MOST} codecs already, and no more can be")
     kinds, dtypes = frozenset(kinds), frozenset(dtypes)
     if not kinds or not kinds <= _ALL_KINDS or not dtypes or not dtypes <= _ALL_DTYPES:
         raise ConfigError(f"codec {name!r}: kinds are of GroupKind, dtypes of DType, one of each at least")

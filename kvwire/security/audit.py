@@ -50,6 +50,8 @@ EVENTS = {
 FIELDS = {
     "address": "where the peer dialled from, or was dialled at",
     "bytes": "of KV, as offered or granted",
+    "codecs": "that cells may go through, or, once it is complete, have gone through",
+    "coded_bytes": "of cells that went coded",
     "count": "events",
     "direction": "out: from this node; in: to it",
     "epoch": "number of a key in its chain, never the key",
@@ -73,6 +75,7 @@ FIELDS = {
     "tokens": "length of the prompt",
     "torn": "bytes of a last line that was cut",
     "transfer": "id of the transfer on its link",
+    "wire_bytes": "that went in the place of `coded_bytes`",
 }
 """What may be told of an event, and nothing else: no key, no prompt, no block hash."""
 

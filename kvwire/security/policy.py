@@ -56,6 +56,10 @@ class Policy:
     quotas: Mapping[str, Quota] = field(default_factory=dict)
     """By tenant, what stands in the place of `quota`."""
 
+    lossy: bool = True
+    """Whether this node takes KV that has been through a lossy codec. If not, its peers are told so: an honest one does
+    not offer any, and another one's link ends."""
+
     def __post_init__(self) -> None:
         for name, is_one, rule in (
             ("tenants", is_label, LABEL_RULE),
@@ -77,6 +81,8 @@ class Policy:
         if not all(isinstance(quota, Quota) for quota in (self.quota, *self.quotas.values())):
             raise ConfigError("policy: quota and quotas hold Quota")
         object.__setattr__(self, "quotas", MappingProxyType(dict(self.quotas)))
+        if not isinstance(self.lossy, bool):
+            raise ConfigError(f"policy: lossy is {self.lossy!r:.80}; expected True or False")
 
     def quota_of(self, tenant: str) -> Quota:
         """What this tenant may have under way."""

@@ -1,5 +1,6 @@
 """The control protocol: pure. Schema, framing, state tables, session, and the first bytes of a connection."""
 
+from kvwire.wire.codecs import Codecs, CodecTag, taken_by
 from kvwire.wire.content import value_of
 from kvwire.wire.events import (
     Aborted,
@@ -50,6 +51,8 @@ __all__ = [
     "Answered",
     "Asked",
     "Closed",
+    "CodecTag",
+    "Codecs",
     "CommitLearnt",
     "ConnectionKind",
     "Declined",
@@ -83,5 +86,6 @@ __all__ = [
     "greeting_bytes",
     "parse_hello",
     "parse_join",
+    "taken_by",
     "value_of",
 ]

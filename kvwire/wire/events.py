@@ -29,6 +29,8 @@ class Offered(Event):
     transfer: int
     manifest: Manifest
     klass: int
+    codecs: tuple[int, ...] = ()
+    """Ids by group, 0 for none; empty: none for any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,10 @@ class Granted(Event):
 
     transfer: int
     grant: Grant
+    codecs: tuple[int, ...] = ()
+    """Ids by group, as the offer named them to this life of the peer."""
+    decode_Bps: int = 0
+    """What the peer decodes, plain bytes per second; 0: it does not say."""
 
 
 @dataclass(frozen=True, slots=True)

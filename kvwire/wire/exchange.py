@@ -9,6 +9,7 @@ import math
 import struct
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Sequence
 
 from kvwire.config import Config
 from kvwire.errors import (
@@ -27,43 +28,23 @@ from kvwire.errors import (
 )
 from kvwire.types import Grant, Manifest
 from kvwire.wire import events, schema, states
-from kvwire.wire.manifest import check_grant, model_misfit, pack_manifest, pack_runs, unpack_manifest, unpack_runs
+from kvwire.wire.codecs import Codecs, CodecTag, check_ids
+from kvwire.wire.manifest import check_grant, model_misfit, pack_runs, unpack_manifest, unpack_runs
+from kvwire.wire.offers import encode_offer, most_alive
+from kvwire.wire.schema import clip
 from kvwire.wire.states import Transfer
 from kvwire.wire.transfers import Entry, Transfers
 
-REASON_CHARS = 2048
 LEAST_S = 0.001
 """What is left of a deadline at least, of which a timer has not heard yet."""
-RESUMED_BYTES = 16
-"""What a transfer may take in a RESUME, at least: a u64, and its part of what is around it."""
-
-
-def clip(reason: str) -> str:
-    """A reason as it may travel: short, a single line, and nothing that UTF-8 cannot carry."""
-    return "".join(c if c.isprintable() else "?" for c in reason[:REASON_CHARS])
-
-
-def _offer(peer: schema.Hello, transfer: int, manifest: Manifest, deadline_s: float, klass: int) -> bytes:
-    """An encoded OFFER. LimitExceeded where it is more than the peer reads at once."""
-    data = schema.encode(schema.Offer(transfer, pack_manifest(manifest), float(deadline_s), klass))
-    if len(data) - schema.LENGTH_BYTES > peer.max_message_bytes:
-        raise LimitExceeded(
-            f"the manifest takes {len(data)} bytes; the peer's limit is {peer.max_message_bytes}",
-            hint="larger blocks have fewer hashes; or raise Config.max_message_bytes at the receiver",
-        )
-    return data
-
-
-def _most_alive(peer: schema.Hello) -> int:
-    """How many transfers to a peer may be under way."""
-    return min(peer.max_transfers, peer.max_message_bytes // RESUMED_BYTES)
 
 
 class Exchange(ABC):
-    """The transfers of one side. `dialler`: its transfer ids are odd, the acceptor's even."""
+    """The transfers of one side. `dialler`: its transfer ids are odd, the acceptor's even. `codecs`: what it takes."""
 
-    def __init__(self, config: Config, *, dialler: bool, frank: bool) -> None:
+    def __init__(self, config: Config, *, dialler: bool, frank: bool, codecs: Sequence[CodecTag]) -> None:
         self._frank = frank
+        self._codecs = codecs
         self.peer: schema.Hello | None = None
         self.state = states.Session.GREETING
         self._config = config
@@ -76,8 +57,19 @@ class Exchange(ABC):
         self._resumed: set[int] = set()  # of our own, those the peer still has to answer for
         self._asked: set[int] = set()  # of the peer's, those that wait for `ledger`
 
-    def offer(self, now: float, manifest: Manifest, *, timeout_s: float, deadline_s: float, klass: int) -> int:
-        """Offer a transfer; returns its id. SpecError, DuplicateTransfer or LimitExceeded before anything is sent."""
+    def offer(
+        self,
+        now: float,
+        manifest: Manifest,
+        *,
+        timeout_s: float,
+        deadline_s: float,
+        klass: int,
+        codecs: Codecs = (),
+    ) -> int:
+        """Offer a transfer; returns its id. What the peer does not take of the `codecs` is left out, now and whenever
+        it has restarted. SpecError, DuplicateTransfer or LimitExceeded before anything is sent.
+        """
         peer = self._open()
         for name, seconds in (("timeout_s", timeout_s), ("deadline_s", deadline_s)):
             if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= 7 * 86400:
@@ -89,22 +81,24 @@ class Exchange(ABC):
             raise DuplicateTransfer(f"request {manifest.request_id!r} is under way on this link")
         # A RESUME has to name them all. Those that were given up and await the peer's DRAINED count less: both sides
         # allow for as many again.
-        if len(alive) >= _most_alive(peer) or len(self._outgoing) >= 2 * peer.max_transfers:
+        if len(alive) >= most_alive(peer) or len(self._outgoing) >= 2 * peer.max_transfers:
             raise LimitExceeded(f"{len(self._outgoing)} transfers are under way, and the peer takes no more at once")
         transfer = self._next_id
-        self._queue_offer(_offer(peer, transfer, manifest, deadline_s, klass))
+        entry = Entry(manifest, now + timeout_s, deadline_s, klass, codecs=codecs)
+        self._queue_offer(encode_offer(peer, transfer, entry, deadline_s))
         self._next_id += 2
-        self._outgoing.add(transfer, manifest, now + timeout_s, deadline_s, klass)
+        self._outgoing.add(transfer, entry)
         return transfer
 
-    def grant(self, now: float, transfer: int, grant: Grant) -> None:
-        """Accept an offer. PlacementError where the grant does not fit it; Closed where it is over."""
+    def grant(self, now: float, transfer: int, grant: Grant, *, decode_Bps: int = 0) -> None:
+        """Accept an offer. `decode_Bps`: plain bytes per second that this side decodes; 0: not known. PlacementError
+        where the grant does not fit it; Closed where it is over."""
         peer = self._open()
         entry = self._incoming.get(transfer)
         if entry is None:
             raise Closed(f"transfer {transfer} is over")
         check_grant(entry.manifest, grant)
-        data = schema.encode(schema.GrantMessage(transfer, pack_runs(grant), grant.cell_bytes))
+        data = schema.encode(schema.GrantMessage(transfer, pack_runs(grant), grant.cell_bytes, decode_Bps))
         if len(data) - schema.LENGTH_BYTES > peer.max_message_bytes:
             raise LimitExceeded(f"the grant takes {len(data)} bytes", hint="take fewer, longer runs of blocks")
         self._incoming.step(now, transfer, "grant")
@@ -184,6 +178,7 @@ class Exchange(ABC):
             newest = self._incoming.newest
             raise ProtocolError(f"transfer id {message.transfer} was used before; the newest is {newest}")
         manifest = unpack_manifest(message.manifest)
+        check_ids(message.codecs, len(manifest.groups), self._codecs)
         refusal = self._refusal(manifest)
         if refusal is not None:
             self._incoming.refuse(message.transfer)
@@ -191,9 +186,9 @@ class Exchange(ABC):
             self._send(schema.Refuse(message.transfer, code if self._frank else "refused", self._told(reason)))
             self._events.append(events.Declined(message.transfer, manifest, reason))
             return
-        due = now + message.deadline_s
-        self._incoming.add(message.transfer, manifest, due, message.deadline_s, message.klass)
-        self._events.append(events.Offered(message.transfer, manifest, message.klass))
+        entry = Entry(manifest, now + message.deadline_s, message.deadline_s, message.klass)
+        self._incoming.add(message.transfer, entry)
+        self._events.append(events.Offered(message.transfer, manifest, message.klass, tuple(message.codecs)))
 
     def _refusal(self, manifest: Manifest) -> tuple[str, str] | None:
         """Code and reason where an offer is declined without asking anybody."""
@@ -215,7 +210,8 @@ class Exchange(ABC):
         except PlacementError as error:
             raise ProtocolError(f"the peer's grant does not fit the offer: {error}") from None
         if entry.state is Transfer.ACTIVE:  # else our abort is on its way
-            self._events.append(events.Granted(message.transfer, entry.grant))
+            granted = events.Granted(message.transfer, entry.grant, entry.named, message.decode_Bps)
+            self._events.append(granted)
 
     def _on_refuse(self, now: float, message: schema.Refuse) -> None:
         self._check_mine(message.transfer, "refuse")
@@ -321,7 +317,7 @@ class Exchange(ABC):
         """Once more what the peer does not know."""
         left_s = entry.deadline_s if entry.ends == math.inf else max(entry.ends - now, LEAST_S)
         try:
-            data = _offer(self._open(), transfer, entry.manifest, left_s, entry.klass)
+            data = encode_offer(self._open(), transfer, entry, left_s)
         except LimitExceeded as error:  # another life of the peer takes less
             self._drop(now, transfer, error)
         else:
@@ -338,7 +334,7 @@ class Exchange(ABC):
         for count, transfer in enumerate(again.values()):
             entry = self._outgoing.get(transfer)
             assert entry is not None
-            if count < _most_alive(peer):
+            if count < most_alive(peer):
                 self._offer_again(now, transfer, entry)
             else:
                 self._drop(now, transfer, LimitExceeded(f"the peer has restarted, and takes only {count} transfers"))

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from kvwire.errors import AuthenticationFailed, LinkLost, ProtocolError
-from kvwire.wire import schema
-from kvwire.wire.exchange import clip
+from kvwire.wire import schema, states
 
 GREETING_BYTES = 4096
 """Largest message before the peer has said hello."""
+
+SAID_BEFORE = {
+    states.Session.GREETING: schema.Hello | schema.Goodbye,
+    states.Session.CONFIRMING: schema.Finished | schema.LaneTicket | schema.LaneClosed | schema.Goodbye,
+}
+"""What may be said before a session is open."""
+BEFORE_OPEN = SAID_BEFORE[states.Session.GREETING] | SAID_BEFORE[states.Session.CONFIRMING]
 
 
 def greeting_bytes(length: bytes) -> int:
@@ -28,7 +34,7 @@ def parse_hello(data: bytes) -> schema.Hello:
 
 def goodbye(code: str, reason: str) -> bytes:
     """What to say to a peer that gets no session."""
-    return schema.encode(schema.Goodbye(code, clip(reason)))
+    return schema.encode(schema.Goodbye(code, schema.clip(reason)))
 
 
 def unheard(error: LinkLost) -> AuthenticationFailed:

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
 import msgpack
 
 from kvwire.errors import ProtocolError, SpecError
+from kvwire.wire.codecs import are_ids, are_tags
 from kvwire.wire.content import fields_of
 
 LENGTH_BYTES = 4
 MAX_RESUMED = 1 << 17
 """Transfers in a RESUME: twice the largest Config.max_transfers."""
+REASON_CHARS = 2048
 U64 = (1 << 64) - 1
 U32 = (1 << 32) - 1
 
@@ -93,6 +95,7 @@ class Hello(Message):
         "lanes": integer(0, 64),
         "max_transfers": integer(1, 65536),
         "max_message_bytes": integer(65536, 1 << 26),
+        "codecs": are_tags,
     }
     version: int
     """Wire version: that of the preamble, which nothing protects."""
@@ -109,6 +112,8 @@ class Hello(Message):
     """Lanes the dialler wants."""
     max_transfers: int
     max_message_bytes: int
+    codecs: list[list[Any]] = field(default_factory=list)
+    """What this side decodes, and takes: name, id, and whether every bit comes back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +135,14 @@ class Offer(Message):
         "manifest": array,
         "deadline_s": duration,
         "klass": integer(0, 2),
+        "codecs": are_ids,
     }
     transfer: int
     manifest: list[Any]
     deadline_s: float
     klass: int
+    codecs: list[int] = field(default_factory=list)
+    """By group, what its cells may have been through, 0: nothing. Empty: no cell of any group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +154,13 @@ class GrantMessage(Message):
         "transfer": integer(1, U64),
         "runs": array,
         "cell_bytes": integer(4096, 256 * 1024),
+        "decode_Bps": integer(0, U64),
     }
     transfer: int
     runs: list[Any]
     cell_bytes: int
+    decode_Bps: int = 0
+    """Plain bytes per second that this side can decode; 0: it has not decoded anything yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +168,7 @@ class Refuse(Message):
     """The receiver does not want the transfer. `code`: "refused", "model", "busy"."""
 
     TYPE: ClassVar[str] = "refuse"
-    CHECKS: ClassVar[dict[str, Check]] = {"transfer": integer(1, U64), "code": text(32), "reason": text(2048)}
+    CHECKS: ClassVar[dict[str, Check]] = {"transfer": integer(1, U64), "code": text(32), "reason": text(REASON_CHARS)}
     transfer: int
     code: str
     reason: str
@@ -168,7 +179,7 @@ class Abort(Message):
     """A side gives the transfer up."""
 
     TYPE: ClassVar[str] = "abort"
-    CHECKS: ClassVar[dict[str, Check]] = {"transfer": integer(1, U64), "code": text(32), "reason": text(2048)}
+    CHECKS: ClassVar[dict[str, Check]] = {"transfer": integer(1, U64), "code": text(32), "reason": text(REASON_CHARS)}
     transfer: int
     code: str
     reason: str
@@ -277,7 +288,7 @@ class LaneClosed(Message):
     CHECKS: ClassVar[dict[str, Check]] = {
         "lane": integer(0, U32),
         "incarnation": integer(1, U32),
-        "reason": text(2048),
+        "reason": text(REASON_CHARS),
         "acked": integer(0, U64),
     }
     lane: int
@@ -309,7 +320,7 @@ class Goodbye(Message):
     """This side closes the link and says why."""
 
     TYPE: ClassVar[str] = "goodbye"
-    CHECKS: ClassVar[dict[str, Check]] = {"code": text(32), "reason": text(2048)}
+    CHECKS: ClassVar[dict[str, Check]] = {"code": text(32), "reason": text(REASON_CHARS)}
     code: str
     reason: str
 
@@ -328,12 +339,17 @@ DECLARED = {"t"}.union(*(message.CHECKS for message in MESSAGES.values()))
 M = TypeVar("M", bound=Message)
 
 
+def clip(reason: str) -> str:
+    """A reason as it may travel: short, a single line, and nothing that UTF-8 cannot carry."""
+    return "".join(c if c.isprintable() else "?" for c in reason[:REASON_CHARS])
+
+
 def encode(message: Message) -> bytes:
     """A message as it goes over the wire, length prefix included. SpecError for what no peer would accept."""
     for name, check in message.CHECKS.items():
         if not check(getattr(message, name)):
             raise SpecError(_says(message, name, getattr(message, name)))
-    content = {"t": message.TYPE} | {field.name: getattr(message, field.name) for field in fields(message)}
+    content = {"t": message.TYPE} | {each.name: getattr(message, each.name) for each in fields(message)}
     body: bytes = msgpack.packb(content)
     return len(body).to_bytes(LENGTH_BYTES, "little") + body
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hmac
 import math
+from collections.abc import Sequence
 
 from kvwire.config import Config
 from kvwire.errors import Closed, KvwireError, LimitExceeded, LinkLost, LocalError, PeerBusy, ProtocolError
 from kvwire.version import __version__
 from kvwire.wire import events, schema, states
-from kvwire.wire.exchange import Exchange, clip
-from kvwire.wire.greeting import GREETING_BYTES, goodbye, unheard
+from kvwire.wire.codecs import CodecTag
+from kvwire.wire.exchange import Exchange
+from kvwire.wire.greeting import BEFORE_OPEN, GREETING_BYTES, SAID_BEFORE, goodbye, unheard
 from kvwire.wire.keys import PLAIN_SUITE, SEALED_SUITE, KeyAgreement, LaneSecrets, LinkKeys, Role
 from kvwire.wire.preamble import NO_JOIN_SECRET, WIRE_VERSION, Join, join_bytes
 from kvwire.wire.tickets import MAX_TICKETS, RANDOM_BYTES, TICKET_VALID_S, Tickets
@@ -25,19 +27,13 @@ MAX_QUEUED_FACTOR = 4
 everything else answered without ever reading is given up."""
 SOFTWARE = f"kvwire/{__version__}"
 
-_SAID_BEFORE = {
-    states.Session.GREETING: schema.Hello | schema.Goodbye,
-    states.Session.CONFIRMING: schema.Finished | schema.LaneTicket | schema.LaneClosed | schema.Goodbye,
-}
-"""What may be said before a session is open."""
-_BEFORE_OPEN = _SAID_BEFORE[states.Session.GREETING] | _SAID_BEFORE[states.Session.CONFIRMING]
-
 
 class Session(Exchange):
     """One side of a control session. It outlives its connection: `lost`, then `resume` over another one.
 
     `agreement`: of a sealed link, this side's half of the keys for the first connection. `frank`: whether the peer may
     know why it is refused something, which is another tenant's business. `lanes`: how many a dialler's HELLO asks for.
+    `codecs`: what it decodes, and takes.
     """
 
     def __init__(
@@ -52,8 +48,9 @@ class Session(Exchange):
         *,
         frank: bool = True,
         lanes: int = 4,
+        codecs: Sequence[CodecTag] = (),
     ) -> None:
-        super().__init__(config, dialler=role == "dialler", frank=frank)
+        super().__init__(config, dialler=role == "dialler", frank=frank, codecs=codecs)
         self.role: Role = role
         self.lanes = lanes if role == "dialler" else 0
         self.link_id = link_id
@@ -81,7 +78,8 @@ class Session(Exchange):
         limits = self._config.max_transfers, self._config.max_message_bytes
         share = b"" if agreement is None else agreement.share
         link = self._boot_id, random, self.link_id
-        self._hello = schema.Hello(WIRE_VERSION, [self._suite], share, *link, SOFTWARE, self.lanes, *limits)
+        taken = [list(tag) for tag in self._codecs]
+        self._hello = schema.Hello(WIRE_VERSION, [self._suite], share, *link, SOFTWARE, self.lanes, *limits, taken)
         if self.role == "dialler":  # the acceptor answers: it has to know which link this is
             self._send(self._hello)
 
@@ -227,7 +225,7 @@ class Session(Exchange):
         if self.state in (states.Session.OPEN, states.Session.CONFIRMING):
             if self.role == "acceptor":
                 self._tickets.free(lane, incarnation)
-            self._send(schema.LaneClosed(lane, incarnation, clip(reason), acked))
+            self._send(schema.LaneClosed(lane, incarnation, schema.clip(reason), acked))
 
     def close(self, now: float, reason: str) -> None:
         """Say good-bye and end the session."""
@@ -243,9 +241,9 @@ class Session(Exchange):
             raise ProtocolError(f"{message.TYPE} before hello")
         if self.state is states.Session.CONFIRMING and not isinstance(message, schema.Finished | schema.Goodbye):
             raise ProtocolError(f"{message.TYPE} before finished")
-        if self._expects_resume and not isinstance(message, schema.Resume | _SAID_BEFORE[states.Session.CONFIRMING]):
+        if self._expects_resume and not isinstance(message, schema.Resume | SAID_BEFORE[states.Session.CONFIRMING]):
             raise ProtocolError(f"{message.TYPE} before resume")
-        self._known_there |= not isinstance(message, _BEFORE_OPEN)
+        self._known_there |= not isinstance(message, BEFORE_OPEN)
         match message:
             case schema.Hello():
                 self._on_hello(now, message)
@@ -382,7 +380,7 @@ class Session(Exchange):
 
     def _send(self, message: schema.Message) -> None:
         # Whatever else there is to say when no connection is open, RESUME and LEDGER will say.
-        if self.state is states.Session.OPEN or isinstance(message, _SAID_BEFORE.get(self.state, schema.Goodbye)):
+        if self.state is states.Session.OPEN or isinstance(message, SAID_BEFORE.get(self.state, schema.Goodbye)):
             self._put(schema.encode(message))
 
     def _queue(self, data: bytes, *, answer: bool = True) -> None:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from kvwire.errors import Closed, ProtocolError
 from kvwire.types import Grant, Manifest
+from kvwire.wire.codecs import Codecs
 from kvwire.wire.states import Transfer
 
 DRAIN_S = 30.0
@@ -28,10 +29,14 @@ class Entry:
     """One transfer. `due`: when its present state has taken too long."""
 
     manifest: Manifest
-    state: Transfer
     due: float
     deadline_s: float
     klass: int
+    state: Transfer = Transfer.OFFERED
+    codecs: Codecs = ()
+    """Of our own offers: what the groups are to go through."""
+    named: tuple[int, ...] = ()
+    """Ids of those that the peer takes, as the latest offer has them."""
     ends: float = math.inf
     """When it has taken too long, however often it is offered; infinity before the first grant."""
     grant: Grant | None = None
@@ -74,10 +79,10 @@ class Transfers:
         """Those that nobody has given up."""
         return [entry for entry in self._entries.values() if entry.state in (Transfer.OFFERED, Transfer.ACTIVE)]
 
-    def add(self, transfer: int, manifest: Manifest, due: float, deadline_s: float, klass: int) -> None:
+    def add(self, transfer: int, entry: Entry) -> None:
         """A new offer."""
         self.come(transfer)
-        self._entries[transfer] = Entry(manifest, Transfer.OFFERED, due, deadline_s, klass)
+        self._entries[transfer] = entry
 
     def come(self, transfer: int) -> None:
         """An offer has come, whatever is made of it."""

@@ -9,6 +9,7 @@ from kvwire.wire import JOIN_BYTES, Session, events, parse_join, schema, states
 from kvwire.wire.preamble import join_bytes
 from kvwire.wire.session import MAX_QUEUED_FACTOR
 from kvwire.wire.states import Transfer
+from kvwire.wire.transfers import Entry
 from tests.unit.wire_pair import CONFIG, Pair, Way, drain, make_manifest, messages, only, whole
 
 MANIFEST = make_manifest()
@@ -217,7 +218,7 @@ def test_a_resume_names_all_transfers_in_one_message() -> None:
     pair.lose()
     table = pair.dialler._outgoing
     for transfer in range(1, 2 * 4095 + 1, 2):
-        table.add(transfer, make_manifest(f"r{transfer}"), 1e9, 60.0, 1)
+        table.add(transfer, Entry(make_manifest(f"r{transfer}"), 1e9, 60.0, 1))
     pair.dialler._next_id = 2 * 4095 + 1
     pair.offer(make_manifest("the last"))
     with pytest.raises(LimitExceeded, match="no more at once"):

@@ -154,6 +154,7 @@ class Egress:
             self._planner.begin(self._found)
         if sample.lanes:
             self._set_lanes(self._decision.lanes or self._planner.wanted(now, sample))
+        self._link._compression.look(now, sample, self._engine.link_stats())
         self.telemetry.tick(now, sample, self._state)
         if self._guarded.fault is not self._fault:
             self._fault = self._guarded.fault
@@ -187,6 +188,7 @@ class Egress:
             incoming=(incoming[0], incoming[1], incoming[2]),
             memory_bytes=self._engine.memory_bytes,
             pacing_refused=self._engine.pacing_refused,
+            compression=link._compression.state,
         )
 
     def _obey(self, decision: Decision) -> None:

@@ -55,7 +55,7 @@ class Link(Driver):
         self.config = node.config
         self._dialler: Dialler | None = None
         self._exchange = Exchange(self)
-        self._compression = Compression(self.engine_link, node.config.workers)
+        self._compression = Compression(self.engine_link, node.config.workers, node.cores)
         self._egress = Egress(self, self.engine_link, planner)
         self._questions = Questions(self)
         self._error: KvwireError | None = None

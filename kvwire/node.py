@@ -19,6 +19,7 @@ from kvwire.codecs.choice import check_names, tag
 from kvwire.config import Config
 from kvwire.congestion import LanePlanner, make_controller
 from kvwire.control import Stream, open_control
+from kvwire.cores import Cores
 from kvwire.dialler import Dialler
 from kvwire.errors import (
     AuthenticationFailed,
@@ -62,6 +63,7 @@ class Node:
             if self._acceptor is not None:
                 self._acceptor.close()
             raise
+        self.cores = Cores(time.monotonic())
         self._boot_id = secrets.token_bytes(16)
         self._links: dict[Link, None] = {}  # in the order in which they were made
         self._by_id: dict[bytes, Link] = {}

@@ -25,6 +25,7 @@ class Sampler:
     def __init__(self) -> None:
         self._lanes: dict[tuple[int, int], tuple[LaneStats | None, TcpInfo]] = {}
         self._link: LinkStats | None = None
+        self._decoded = 0, 0  # bytes and nanoseconds, in all: what comes while nothing is sent is not lost
         self._smallest = math.inf, math.inf  # RTTs, seconds: since then, and in the MEMORY_NS before
         self._since_ns = 0
 
@@ -58,6 +59,7 @@ class Sampler:
         def total(name: str) -> int:
             return sum(map(attrgetter(name), samples))
 
+        decoded, self._decoded = self._decoded, (link["decoded_bytes"], link["decode_ns"])
         weights = [1 + sample.inflight_bytes for sample in samples]
         return PathSample(
             interval_s=(link["now_ns"] - before["now_ns"]) / 1e9,
@@ -81,6 +83,12 @@ class Sampler:
             paced_s=(link["paced_ns"] - before["paced_ns"]) / 1e9,
             hedged_bytes=link["hedged_bytes"] - before["hedged_bytes"],
             resent_bytes=link["resent_bytes"] - before["resent_bytes"],
+            encoded_bytes=link["encoded_bytes"] - before["encoded_bytes"],
+            encode_s=(link["encode_ns"] - before["encode_ns"]) / 1e9,
+            coded_plain_bytes=link["coded_plain_bytes"] - before["coded_plain_bytes"],
+            coded_wire_bytes=link["coded_wire_bytes"] - before["coded_wire_bytes"],
+            decoded_bytes=link["decoded_bytes"] - decoded[0],
+            decode_s=(link["decode_ns"] - decoded[1]) / 1e9,
         )
 
     def _min_rtt_s(self, now_ns: int, samples: Sequence[LaneSample]) -> float:

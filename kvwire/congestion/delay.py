@@ -230,8 +230,9 @@ class Delay(Controller):
 
 
 def _behind_bytes(sample: PathSample) -> int:
-    """Claimed by lanes and not on its way."""
-    return sum(max(0, lane.unacked_bytes - lane.inflight_bytes) for lane in sample.lanes)
+    """Claimed by lanes and not on its way, as it will be on the wire."""
+    share = sample.wire_share
+    return sum(max(0, int(share * lane.unacked_bytes) - lane.inflight_bytes) for lane in sample.lanes)
 
 
 def _rtt(sample: PathSample) -> float:

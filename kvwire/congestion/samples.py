@@ -1,5 +1,9 @@
 """What a controller and a report are made from: what one link and its lanes did between two looks at them.
 
+Payload is plain: `landed_bytes`, `unacked_bytes`, `queued_bytes` and what is hedged or sent again count cells as they
+lie in memory. Of cells that leave coded less is on the wire (`wire_share`); `sent_bytes`, `wire_bytes`,
+`delivered_bytes`, `inflight_bytes` and `unsent_bytes` count that.
+
 Numbers come from the engine (frames, cells, the send queue) and from the kernel (TCP_INFO, linux/tcp.h). Bytes and
 seconds are differences since the look before unless "now" is said; rates are bytes per second on the way to a user's
 bits per second, which only `Decision` and `Budget` speak.
@@ -105,6 +109,24 @@ class PathSample:
     """Sent once more because their lane made no progress."""
     resent_bytes: int
     """Sent once more because their lane was lost."""
+    encoded_bytes: int = 0
+    """Payload that went into codecs, whether or not it shrank."""
+    encode_s: float = 0.0
+    """That it took, summed over workers."""
+    coded_plain_bytes: int = 0
+    """Payload that left coded, as it was before."""
+    coded_wire_bytes: int = 0
+    """The same, as it left."""
+    decoded_bytes: int = 0
+    """Payload that came coded, as it was before, since the last sample, pauses included."""
+    decode_s: float = 0.0
+    """That it took to decode it, summed over workers."""
+
+    @property
+    def wire_share(self) -> float:
+        """What a byte of payload came to on the wire, of what was sent; 1.0 where nothing was coded."""
+        saved = self.coded_plain_bytes - self.coded_wire_bytes
+        return self.sent_bytes / (self.sent_bytes + saved) if saved > 0 and self.sent_bytes > 0 else 1.0
 
     @property
     def application_limited(self) -> bool:
@@ -145,7 +167,7 @@ class Decision:
     peak_bps: float | None = None
     """Rate of its bursts, at least `pace_bps`; None: twice `pace_bps`."""
     inflight_cap: int | None = None
-    """Bytes claimed and not acknowledged by the peer's engine, link-wide; None: no cap."""
+    """Bytes claimed and not acknowledged by the peer's engine, as they are on the wire, link-wide; None: no cap."""
     lanes: int | None = None
     """Lanes, 1 to 64, where `Config.lanes` fixes none; None: the link finds out what they are worth."""
     next_tick_s: float = 0.1

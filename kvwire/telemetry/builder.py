@@ -24,7 +24,8 @@ GIB = 1 << 30
 _PATH = (
     "sent_bytes", "landed_bytes", "delivered_bytes", "retransmitted_bytes", "wire_bytes", "segments",
     "retransmitted_segments", "spurious_segments", "delivered_segments", "marked_segments", "timeouts", "idle_s",
-    "paced_s", "hedged_bytes", "resent_bytes",
+    "paced_s", "hedged_bytes", "resent_bytes", "encoded_bytes", "encode_s", "coded_plain_bytes", "coded_wire_bytes",
+    "decoded_bytes", "decode_s",
 )  # fmt: skip
 _LANE = (
     "landed_bytes", "wire_bytes", "retransmitted_bytes", "timeouts", "receiver_limited_s", "buffer_limited_s",
@@ -37,6 +38,24 @@ _NO_SAMPLE = PathSample(
     segments=0, retransmitted_segments=0, spurious_segments=0, marked_segments=0, timeouts=0, rtt_s=0.0, min_rtt_s=0.0,
     queued_bytes=(0, 0, 0), oldest_s=(0.0, 0.0, 0.0), idle_s=0.0, paced_s=0.0, hedged_bytes=0, resent_bytes=0,
 )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompressionState:
+    """What a link thinks of its automatic codecs, now. Rates are bytes per second, 0.0 where they are not known."""
+
+    on: bool = False
+    reason: str = ""
+    ratio: float = 0.0
+    """Of plain bytes to those on the wire; 0.0: nothing was sampled."""
+    encode_Bps: float = 0.0
+    """Plain, of a core here."""
+    decode_Bps: float = 0.0
+    """Plain, of a core here."""
+    peer_decode_Bps: float = 0.0
+    """Plain, all of the peer's spare cores together."""
+    link_Bps: float = 0.0
+    """On the wire."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +81,7 @@ class LinkState:
     incoming: PerClass = (0, 0, 0)
     memory_bytes: int = 0
     pacing_refused: bool = False
+    compression: CompressionState = CompressionState()
 
 
 class _Lane:
@@ -84,6 +104,7 @@ class ReportBuilder:
         self._lanes: dict[tuple[int, int], _Lane] = {}
         self._capacity = Capacity()
         self._latest = _NO_SAMPLE
+        self._wire_share = 1.0  # of payload, in the latest sample that sent some
         # As of when the interval began, and since.
         self._before = Totals()
         self._rtts = RoundTrips()
@@ -99,6 +120,8 @@ class ReportBuilder:
     def sample(self, now: float, sample: PathSample) -> None:
         """What the link did since the sample before."""
         self._latest = sample
+        if sample.landed_bytes:
+            self._wire_share = sample.wire_share
         self._sums = tuple(map(add, self._sums, _path_values(sample)))
         self._sampled_s += sample.interval_s
         self._lane_s += sample.interval_s * len(sample.lanes)
@@ -127,7 +150,7 @@ class ReportBuilder:
         path_seen_at = self._capacity.path_seen_at
         delivered_bps = _rate(did.delivered_segments * self._packet_bytes(), seconds)
         lost_segments = max(0, did.retransmitted_segments - did.spurious_segments)
-        decision, budget = state.decision, state.budget
+        decision, budget, codecs = state.decision, state.budget, state.compression
         self._begin(totals)
         return EgressReport(
             time_s=state.time_s,
@@ -175,6 +198,15 @@ class ReportBuilder:
             hedged_bytes=did.hedged_bytes,
             resent_bytes=did.resent_bytes,
             resumes=did.resumes,
+            compression="on" if codecs.on else "off",
+            compression_reason=codecs.reason,
+            compression_ratio=codecs.ratio,
+            coded_plain_bytes=did.coded_plain_bytes,
+            coded_wire_bytes=did.coded_wire_bytes,
+            encode_bps=8 * codecs.encode_Bps,
+            decode_bps=8 * codecs.decode_Bps,
+            peer_decode_bps=8 * codecs.peer_decode_Bps,
+            link_bps=8 * codecs.link_Bps,
             outgoing=state.outgoing,
             incoming=state.incoming,
             eta_gib_s=self._eta_gib_s(path_bps, rtt_p50_s, decision.pace_bps),
@@ -222,7 +254,7 @@ class ReportBuilder:
             return None
         urgent, demand, _ = self._latest.queued_bytes
         ahead = urgent + demand + sum(it.unacked_bytes for it in self._latest.lanes)
-        return 8 * (ahead + GIB) / payload_bps + rtt_s
+        return 8 * self._wire_share * (ahead + GIB) / payload_bps + rtt_s
 
     def _packet_bytes(self) -> float:
         """Mean length on the wire of what has been sent so far."""

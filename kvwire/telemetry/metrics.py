@@ -22,7 +22,7 @@ MOST_LANES = 1024
 SILENT_S = 5.0
 """Older than that, what a report says of now is not so: its link is suspended, or its node's Python stands still."""
 MOST_SERIES = 40_000
-"""What that comes to at most, whoever dials the node: about 80 for a link and 13 for a lane."""
+"""What that comes to at most, whoever dials the node: about 95 for a link and 13 for a lane."""
 
 
 class Reporting(Protocol):
@@ -261,6 +261,25 @@ TABLE: tuple[Metric, ...] = (
     _counter("hedged", "By", "Cells sent once more, their lane made no progress", lambda it: it.totals.hedged_bytes),
     _counter("resent", "By", "Cells sent once more, their lane was lost", lambda it: it.totals.resent_bytes),
     _counter("resumes", "{resume}", "Times the link was resumed", lambda it: it.totals.resumes),
+
+    _gauge("compressing", "", "1: automatic codecs encode", lambda it: int(it.compression == "on")),
+    Metric(
+        "compression_info", "gauge", "", "1; why automatic codecs encode or do not", ("reason",),
+        lambda it: [((it.compression_reason,), 1)],
+    ),
+    _gauge(
+        "compression", "1", "Payload over what automatic codecs leave of it", lambda it: it.compression_ratio or None
+    ),
+    _counter("encoded", "By", "Payload that went into codecs", lambda it: it.totals.encoded_bytes),
+    _counter("encode", "s", "Time of workers that it took", lambda it: it.totals.encode_s),
+    _counter("coded_plain", "By", "Payload that left coded, as it was", lambda it: it.totals.coded_plain_bytes),
+    _counter("coded_wire", "By", "The same payload, as it left", lambda it: it.totals.coded_wire_bytes),
+    _counter("decoded", "By", "Payload that came coded, as it was", lambda it: it.totals.decoded_bytes),
+    _counter("decode", "s", "Time of workers that it took to decode", lambda it: it.totals.decode_s),
+    _gauge("encode_rate", "bit/s", "Payload that a core here encodes", lambda it: it.encode_bps or None),
+    _gauge("decode_rate", "bit/s", "Payload that a core here decodes", lambda it: it.decode_bps or None),
+    _gauge("peer_decode_rate", "bit/s", "Payload that the peer can decode", lambda it: it.peer_decode_bps or None),
+    _gauge("link_rate", "bit/s", "What the link is taken to carry beside that", lambda it: it.link_bps or None),
 
     Metric(
         "controller.info", "gauge", "", "1; which congestion controller", ("controller",),

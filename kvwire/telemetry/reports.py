@@ -23,7 +23,7 @@ class Totals:
     lane_s: float = 0.0
     """Seconds, summed over lanes: what the lanes' shares are shares of. Engine."""
     landed_bytes: int = 0
-    """Bytes of payload that the peer's engine has acknowledged. Engine."""
+    """Bytes of payload, as it lies in memory, that the peer's engine has acknowledged. Engine."""
     sent_bytes: int = 0
     """Bytes given to the kernel: frames, with headers and tags. Engine."""
     delivered_bytes: int = 0
@@ -56,6 +56,18 @@ class Totals:
     """Seconds, summed over lanes, held back by the receiver's window. tcpi_rwnd_limited."""
     buffer_limited_s: float = 0.0
     """Seconds, summed over lanes, held back by the send buffer. tcpi_sndbuf_limited."""
+    encoded_bytes: int = 0
+    """Bytes of payload that went into codecs, whether or not it shrank. Engine."""
+    encode_s: float = 0.0
+    """Seconds that it took, summed over workers. Engine."""
+    coded_plain_bytes: int = 0
+    """Bytes of payload that left coded, as it was before. Engine."""
+    coded_wire_bytes: int = 0
+    """Bytes of the same payload, as it left. Engine."""
+    decoded_bytes: int = 0
+    """Bytes of payload that came coded, as it was before. Engine."""
+    decode_s: float = 0.0
+    """Seconds that it took to decode it, summed over workers. Engine."""
     lanes_lost: int = 0
     """Lanes that have ended and were not asked to, as a number. Link."""
     resumes: int = 0
@@ -140,7 +152,7 @@ class EgressReport:
     """Tenant of the peer by its certificate; empty on a plain link. Link."""
 
     goodput_bps: float
-    """Bits per second of payload that landed: the peer's engine has acknowledged it. Engine."""
+    """Bits per second of payload that landed, as it lies in memory: the peer's engine has acknowledged it. Engine."""
     sent_bps: float
     """Bits per second given to the kernel: frames, with headers and tags. Engine."""
     wire_bps: float
@@ -233,14 +245,35 @@ class EgressReport:
     resumes: int
     """Times that the link was resumed, as a number. Link."""
 
+    compression: str
+    """Whether automatic codecs encode, now: "on" or "off". Link."""
+    compression_reason: str
+    """The reason for that, one of a few fixed texts, now. Link."""
+    compression_ratio: float
+    """Ratio: bytes of payload that automatic codecs were tried on lately, over what they left; 0.0: of none. Link."""
+    coded_plain_bytes: int
+    """Bytes of payload that left coded, as it was before, by whatever codec. Engine."""
+    coded_wire_bytes: int
+    """Bytes of the same payload, as it left. Engine."""
+    encode_bps: float
+    """Bits per second of payload that a core of this host encodes, now; 0.0: not known. Engine."""
+    decode_bps: float
+    """Bits per second of payload that a core of this host decodes, now; 0.0: not known. Engine."""
+    peer_decode_bps: float
+    """Bits per second of payload that the peer can decode with the cores it has to spare, as of its latest grant; 0.0:
+    it does not know. Peer."""
+    link_bps: float
+    """Bits per second that the link is taken to carry where it is judged whether to encode, without headers of TCP/IP;
+    0.0: not known. It is what this side gets of the path, and is found in short transfers, too. Link."""
+
     outgoing: PerClass
     """Transfers that this side sends, granted and not over, now, by class. Link."""
     incoming: PerClass
     """Transfers that this side receives, granted and not over, now, by class. Link."""
     eta_gib_s: float | None
     """Seconds until a further GiB of class demand would have landed, were it ready now: behind what is queued before it
-    and claimed, at `capacity_bps` (at `path_bps`, where that is larger and capacity a lower bound) or `pace_bps`, and
-    one RTT. None: no rate is known."""
+    and claimed, at `capacity_bps` (at `path_bps`, where that is larger and capacity a lower bound) or `pace_bps`, less
+    what codecs saved when something was sent last, and one RTT. None: no rate is known."""
 
     controller: str
     """Name of the congestion controller. Link."""
@@ -249,7 +282,7 @@ class EgressReport:
     peak_bps: float | None
     """Bits per second of bursts, now; None: no cap. Decision."""
     inflight_cap: int | None
-    """Bytes claimed and not acknowledged that it allows, now; None: no cap. Decision."""
+    """Bytes claimed and not acknowledged, as they are on the wire, that it allows, now; None: no cap. Decision."""
     controller_faults: int
     """Times that it raised or decided nonsense, as a number. Link."""
     budget_max_bps: float | None

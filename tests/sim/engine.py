@@ -237,6 +237,7 @@ class SimEngineLink:
             "hedged_bytes": self.hedged_bytes,
             "resent_bytes": self.resent_bytes,
             "inflight_bytes": self.inflight_bytes,
+            **dict.fromkeys(CODED, 0),
         }
 
     def wake(self) -> None:

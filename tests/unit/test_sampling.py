@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 LANE = ("sent_bytes", "acked_bytes", "unacked_bytes", "stalled_ns", "added_ns")
 LINK = ("sent_bytes", "acked_bytes", "idle_ns", "paced_ns", "hedged_bytes", "resent_bytes")
+LINK += ("encoded_bytes", "encode_ns", "coded_plain_bytes", "coded_wire_bytes", "decoded_bytes", "decode_ns")
 """The counters that a sample is made from."""
 
 
@@ -143,6 +144,24 @@ def test_after_a_pause_differences_begin_anew() -> None:
     assert sample.landed_bytes == 14, "what has landed before the first look is not lost"
     assert [it.landed_bytes for it in sample.lanes] == [10, 4]
     assert sample.wire_bytes == 10, "and what the kernel counted in the pause is left out"
+
+
+def test_what_came_coded_in_a_pause_is_not_lost() -> None:
+    """A link that only receives is not looked at. What leaves coded leaves while it is."""
+    sampler = Sampler()
+    sampler.begin(link(SECOND, decoded_bytes=1000, decode_ns=SECOND, encoded_bytes=7, encode_ns=5))
+    sampler.take([lane()], link(2 * SECOND, decoded_bytes=3000, decode_ns=SECOND), {}, resumed=True)
+    last = {"coded_plain_bytes": 600, "coded_wire_bytes": 400, "sent_bytes": 800, "acked_bytes": 1000}
+    now = link(3 * SECOND, decoded_bytes=4000, decode_ns=2 * SECOND, encoded_bytes=707, encode_ns=SECOND + 5, **last)
+    sample = sampler.take([lane()], now, {})
+    assert sample is not None
+    assert (sample.decoded_bytes, sample.decode_s) == (4000, 2.0)
+    assert (sample.encoded_bytes, sample.encode_s) == (700, 1.0)
+    assert (sample.coded_plain_bytes, sample.coded_wire_bytes) == (600, 400)
+    assert sample.wire_share == 0.8
+    later = sampler.take([lane()], now | {"now_ns": 4 * SECOND}, {})  # type: ignore[arg-type]
+    assert later is not None
+    assert (later.decoded_bytes, later.wire_share) == (0, 1.0)
 
 
 def test_the_rtt_is_that_of_what_is_in_flight() -> None:

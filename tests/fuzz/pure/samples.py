@@ -71,7 +71,9 @@ def _sampler(cursor: Cursor) -> None:
         link: dict[str, Any] = {
             "now_ns": now_ns,
             **{name: cursor.word() for name in ("sent_bytes", "acked_bytes", "idle_ns", "paced_ns", "hedged_bytes")},
-            "resent_bytes": 0,
+            **dict.fromkeys(("resent_bytes", "encoded_bytes", "encode_ns", "decoded_bytes", "decode_ns"), 0),
+            "coded_plain_bytes": cursor.byte(),
+            "coded_wire_bytes": cursor.byte(),
             "queued_bytes": (0, cursor.byte(), 0),
             "oldest_ns": (0, cursor.word(), 0),
         }
@@ -82,6 +84,7 @@ def _sampler(cursor: Cursor) -> None:
         assert len(sample.lanes) == len(lanes)
         assert 0.0 <= sample.lost_share <= 1.0
         assert math.isfinite(sample.rtt_s)
+        assert 0.0 < sample.wire_share <= 1.0
         controller.on_sample(now_ns / 1e9, sample)
         check_decision(controller.decide(now_ns / 1e9))
 

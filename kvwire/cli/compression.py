@@ -21,9 +21,6 @@ from kvwire.config import check_compression
 Words = NDArray[np.uint64]
 
 HELP = f'"{AUTO}", "{OFF}", the name of a codec, or such a name by kind of group: full=int8,recurrent=zstd'
-LONGEST = 1000
-"""Of what says how to compress, in characters: another host may say it."""
-
 
 def choice(text: str) -> str | Mapping[str, str]:
     """What `Config.compression` takes, of "auto", "off", "zstd" or "full=int8,recurrent=zstd". ConfigError for what is
@@ -36,6 +33,17 @@ def choice(text: str) -> str | Mapping[str, str]:
             raise kvwire.ConfigError(f"compression {text!r:.80}: a kind of group is named twice")
     check_names(check_compression(found))
     return found
+
+
+def spoken(value: str | Mapping[str, str]) -> str:
+    """The text of what `Config.compression` has."""
+    return value if isinstance(value, str) else ",".join(f"{kind}={name}" for kind, name in value.items())
+
+
+def is_automatic(text: str) -> bool:
+    """Whether a link decides itself about some of what it codes: kinds that a mapping leaves out are automatic."""
+    found = choice(text)
+    return found == AUTO if isinstance(found, str) else AUTO in found.values() or len(found) < len(kvwire.GroupKind)
 
 
 def _checked(text: str) -> str:
@@ -129,3 +137,12 @@ class Coding:
             "coded_share": min(1.0, self.plain_bytes / self.nbytes) if self.nbytes else 0.0,
             "coded_ratio": self.plain_bytes / self.wire_bytes if self.wire_bytes else None,
         }
+
+
+def automatic(link: kvwire.Link) -> dict[str, Any]:
+    """For a record, what the link's automatic codecs had decided in its latest report of a second; None: nothing yet."""
+    report = link.report
+    return {
+        "automatic": report and report.compression,
+        "automatic_reason": report and report.compression_reason,
+    }

@@ -22,6 +22,7 @@ Words = NDArray[np.uint64]
 
 HELP = f'"{AUTO}", "{OFF}", the name of a codec, or such a name by kind of group: full=int8,recurrent=zstd'
 
+
 def choice(text: str) -> str | Mapping[str, str]:
     """What `Config.compression` takes, of "auto", "off", "zstd" or "full=int8,recurrent=zstd". ConfigError for what is
     none, for a codec that is unknown, or that this machine cannot have."""
@@ -131,8 +132,8 @@ class Coding:
         )
 
     def facts(self) -> dict[str, Any]:
-        """For a record: `coded_share`, of all bytes; `coded_ratio`, of those cells, None where nothing went coded. Cells
-        that were sent twice count twice."""
+        """For a record: `coded_share`, of all bytes; `coded_ratio`, of the cells that went coded, None where none did.
+        Cells that were sent twice count twice."""
         return {
             "coded_share": min(1.0, self.plain_bytes / self.nbytes) if self.nbytes else 0.0,
             "coded_ratio": self.plain_bytes / self.wire_bytes if self.wire_bytes else None,
@@ -140,7 +141,7 @@ class Coding:
 
 
 def automatic(link: kvwire.Link) -> dict[str, Any]:
-    """For a record, what the link's automatic codecs had decided in its latest report of a second; None: nothing yet."""
+    """For a record, what the link's automatic codecs had decided in its latest report of a second; None: no report."""
     report = link.report
     return {
         "automatic": report and report.compression,

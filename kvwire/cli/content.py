@@ -102,6 +102,13 @@ def content_of(spec: kvwire.GroupSpec, content: str) -> Noise | Numbers:
     return Numbers(spec.dtype, words) if content == KV and spec.dtype in _NUMBERS else Noise(words)
 
 
+def content_bytes(spec: kvwire.GroupSpec, content: str) -> int:
+    """Memory that `content_of` takes."""
+    if content == KV and spec.dtype in _NUMBERS:
+        return 8 * KV_WORDS + spec.block_bytes
+    return spec.block_bytes if spec.block_bytes > 8 * NOISE_WORDS else 0
+
+
 def keys(transfer: int, group: int, layer: int, blocks: kvwire.BlockRange) -> Words:
     """One word per block: no two of one run are alike."""
     place = (transfer << 44) | (group << 38) | (layer << 21)

@@ -191,8 +191,8 @@ def test_one_off() -> None:
 
 def test_more_memory_than_the_server_gives(local: Server) -> None:
     asked = ["127.0.0.1", "-p", local.port, "--transfer", "256MiB"]
-    fails(run(*asked, "--json"), "refused: this needs 771 MiB of memory at the server, which has 512 MiB")
-    fails(run(*asked, "--bidir", "--json"), "refused: this needs 1.256 GiB")
+    fails(run(*asked, "--json"), "refused: this needs 774 MiB of memory at the server, which has 512 MiB")
+    fails(run(*asked, "--bidir", "--json"), "refused: this needs 1.261 GiB")
     result_of(run("127.0.0.1", "-p", local.port, *SMALL, "--json"))
 
 

@@ -25,8 +25,8 @@ from typing import Any, TypeVar
 import kvwire
 from kvwire.cli import compression
 from kvwire.cli.compression import Coding
-from kvwire.cli.failure import Failure
 from kvwire.cli.content import NOISE
+from kvwire.cli.failure import Failure
 from kvwire.cli.memory import KvMemory, steps
 
 T = TypeVar("T")

@@ -15,12 +15,18 @@ from kvwire._ext.codec import Scratch
 from kvwire.cli.arguments import parsed
 from kvwire.cli.content import CONTENTS, NOISE
 from kvwire.codecs import Codec, cell, codecs
+from kvwire.codecs.adaptive import HOLD_S
 from kvwire.codecs.choice import AUTO, OFF, check_names, choose, tag
 from kvwire.config import check_compression
 
 Words = NDArray[np.uint64]
 
 HELP = f'"{AUTO}", "{OFF}", the name of a codec, or such a name by kind of group: full=int8,recurrent=zstd'
+
+
+SETTLED_S = HOLD_S + 1.0
+"""How long a link with automatic codecs is used before it is compared with another setting: it may have to change its
+mind once."""
 
 
 def choice(text: str) -> str | Mapping[str, str]:
@@ -57,6 +63,11 @@ def _checked(text: str) -> str:
 
 argument = parsed(_checked)
 """An argparse type: the text itself, once it is known to say something."""
+
+
+def settings(text: str) -> list[str]:
+    """Those of "off,zstd", each once. ValueError for what is none."""
+    return list(dict.fromkeys(setting(name.strip()) for name in text.split(",")))
 
 
 def setting(text: str) -> str:

@@ -21,7 +21,6 @@ from kvwire.cli.memory import last_layer_bytes
 from kvwire.cli.progress import Progress
 from kvwire.cli.units import GB, MIB, parse_size, show_size
 from kvwire.codecs import codecs
-from kvwire.codecs.adaptive import HOLD_S
 from kvwire.codecs.choice import AUTO, OFF
 from kvwire.congestion import LanePlanner
 
@@ -29,9 +28,6 @@ BUFFER_BYTES = 512 * MIB
 """Largest transfer of the synthetic group; a larger run moves several through the same memory."""
 IPERF3_STREAMS = (1, 2, 4)
 TAIL_SLACK_S = 0.005
-WARM_S = HOLD_S + 1.0
-"""How long a link whose codecs are automatic is used before it is compared with another setting: it may have to change
-its mind once."""
 
 
 def _comparison(text: str) -> str | int:
@@ -188,7 +184,7 @@ class Rounds:
         return replace(config, plain=True) if name == "plain" else config
 
     def _warm_up(self, pair: Pair) -> None:
-        until = time.monotonic() + WARM_S
+        until = time.monotonic() + compression.SETTLED_S
         while time.monotonic() < until:
             self.warm_up.append(pair.run(1))
 

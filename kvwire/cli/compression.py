@@ -17,7 +17,6 @@ from kvwire.cli.content import CONTENTS, NOISE
 from kvwire.codecs import Codec, cell, codecs
 from kvwire.codecs.adaptive import HOLD_S
 from kvwire.codecs.choice import AUTO, OFF, check_names, choose, tag
-from kvwire.config import check_compression
 
 Words = NDArray[np.uint64]
 
@@ -38,7 +37,7 @@ def choice(text: str) -> str | Mapping[str, str]:
         found = {kind.strip(): name.strip() for kind, name in pairs}
         if len(found) < len(pairs):
             raise kvwire.ConfigError(f"compression {text!r:.80}: a kind of group is named twice")
-    check_names(check_compression(found))
+    check_names(kvwire.Config(compression=found).compression)
     return found
 
 

@@ -9,6 +9,7 @@ Either way a block that lands in another's place, a cell at a wrong offset and b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -17,9 +18,10 @@ from numpy.typing import NDArray
 
 import kvwire
 from kvwire import DType
-from kvwire.cli.codecs.samples import as_bf16, as_fp8, layer_numbers
+from kvwire.cli.codecs.samples import as_bf16
 
 Words = NDArray[np.uint64]
+Floats = NDArray[np.float64]
 
 NOISE, KV = "noise", "kv"
 CONTENTS = (NOISE, KV)
@@ -60,7 +62,50 @@ class Noise:
 KV_WORDS = 65_521
 """A prime, as above; the table is half as large as an L2 cache."""
 
-_NUMBERS: dict[DType, tuple[Callable[[NDArray[np.float64]], NDArray[np.generic]], int]] = {
+HEADS_DIM = 1024
+"""Channels of the keys, and of the values: 8 heads of 128 numbers."""
+
+
+def _normal(shape: tuple[int, ...], start: int) -> Floats:
+    """Normal deviates, nearly: each the sum of 12 uniform ones. Integers make them, so that they are the same ones on
+    every CPU and with every numpy: the two ends may be two hosts."""
+    words = splitmix64(np.arange(start, start + 3 * math.prod(shape), dtype=np.uint64))
+    pieces = words.astype("<u8").view("<u2").reshape(*shape, 12)
+    return pieces.sum(axis=-1, dtype=np.int64) / 65536 - 6.0
+
+
+def _power(exponents: Floats) -> Floats:
+    """About two to these powers; by what is rounded alike everywhere."""
+    whole = np.floor(exponents)
+    return np.ldexp(1.0 + (exponents - whole), whole.astype(np.int32))
+
+
+@lru_cache(maxsize=1)
+def kv_numbers() -> Floats:
+    """Keys and values, token after token: normal deviates. Each channel of the keys has a scale and a mean of its own,
+    as trained models' have (as in `codecs/samples.py`)."""
+    scale, mean = _power(_normal((2, HEADS_DIM), 1))
+    mean[::2] *= -1
+    found = _normal((KV_WORDS * 8 // (2 * HEADS_DIM) + 1, 2, HEADS_DIM), 1 << 20)
+    found[:, 0] = (found[:, 0] + mean) * scale
+    found[:, 1] *= _power(_normal((HEADS_DIM,), 1 << 16) / 8)
+    return (
+        found.reshape(-1) * 1.01
+    )  # which no sum of a few powers of two is: the last bits of a mantissa look random, too
+
+
+def as_fp8(values: Floats, mantissa: int) -> NDArray[np.uint8]:
+    """e4m3 or e5m2, by the bits of the mantissa: to nearest; what is too large becomes the largest there is (OCP 8-bit
+    Floating Point Specification, 2023)."""
+    codes = np.arange(0x7F if mantissa == 3 else 0x7C)  # e4m3 has one NaN and no infinity
+    exponent, fraction = codes >> mantissa, codes & ((1 << mantissa) - 1)
+    least, bias = np.maximum(exponent, 1), (1 << (6 - mantissa)) - 1
+    magnitudes = np.ldexp(fraction + (exponent > 0) * (1 << mantissa), least - bias - mantissa)
+    nearest = np.searchsorted((magnitudes[1:] + magnitudes[:-1]) / 2, np.abs(values))
+    return np.asarray(nearest | (values < 0) << 7, np.uint8)
+
+
+_NUMBERS: dict[DType, tuple[Callable[[Floats], NDArray[np.generic]], int]] = {
     DType.BF16: (as_bf16, 7),
     DType.FP16: (lambda values: values.astype("<f2"), 10),
     DType.FP32: (lambda values: values.astype("<f4"), 23),
@@ -74,7 +119,7 @@ _NUMBERS: dict[DType, tuple[Callable[[NDArray[np.float64]], NDArray[np.generic]]
 @lru_cache
 def _table(dtype: DType) -> Words:
     written, _ = _NUMBERS[dtype]
-    numbers = written(layer_numbers()[: KV_WORDS * 8 // dtype.itemsize])
+    numbers = written(kv_numbers()[: KV_WORDS * 8 // dtype.itemsize])
     return np.frombuffer(numbers.tobytes(), np.uint64)
 
 

@@ -46,39 +46,25 @@ class Sample:
 
 
 def synthetic() -> list[Sample]:
-    """bf16 of `layer_numbers`, several layers of them."""
+    """bf16 of normal deviates. Each channel of the keys has a scale and a mean of its own, as trained models' have."""
+    draw = np.random.default_rng(SEED)
+    shape = (TOKENS // BLOCK_TOKENS, BLOCK_TOKENS, HEADS, HEAD_DIM)
     spec = GroupSpec.attention(
         "full", range(LAYERS), DType.BF16, block_tokens=BLOCK_TOKENS, heads=HEADS, head_dim=HEAD_DIM
     )
-    draw = np.random.default_rng(SEED)
-    return [Sample(spec, layer, as_bf16(layer_numbers(draw)).view(np.uint8)) for layer in range(LAYERS)]
-
-
-def layer_numbers(draw: np.random.Generator | None = None) -> NDArray[np.float64]:
-    """Keys and values of one layer, block after block: normal deviates. Each channel of the keys has a scale and a mean
-    of its own, as trained models' have. The same ones every time, unless they are to be drawn from elsewhere."""
-    draw = draw or np.random.default_rng(SEED)
-    shape = (TOKENS // BLOCK_TOKENS, BLOCK_TOKENS, HEADS, HEAD_DIM)
-    scale, mean = np.exp(draw.normal(0, 0.7, (2, HEADS, HEAD_DIM)))
-    keys = (draw.standard_normal(shape) + mean * draw.choice((-1, 1), mean.shape)) * scale
-    return np.stack((keys, draw.standard_normal(shape)), axis=1).reshape(-1)
+    samples = []
+    for layer in range(LAYERS):
+        scale, mean = np.exp(draw.normal(0, 0.7, (2, HEADS, HEAD_DIM)))
+        keys = (draw.standard_normal(shape) + mean * draw.choice((-1, 1), mean.shape)) * scale
+        parts = np.stack((keys, draw.standard_normal(shape)), axis=1)
+        samples.append(Sample(spec, layer, as_bf16(parts).reshape(-1).view(np.uint8)))
+    return samples
 
 
 def as_bf16(values: NDArray[Any]) -> NDArray[np.uint16]:
     """To nearest, ties to even."""
     bits = values.astype("<f4").view("<u4")
     return np.asarray((bits + 0x7FFF + (bits >> 16 & 1)) >> 16, "<u2")
-
-
-def as_fp8(values: NDArray[np.float64], mantissa: int) -> NDArray[np.uint8]:
-    """e4m3 or e5m2, by the bits of the mantissa: to nearest; what is too large becomes the largest there is (OCP 8-bit
-    Floating Point Specification, 2023)."""
-    codes = np.arange(0x7F if mantissa == 3 else 0x7C)  # e4m3 has one NaN and no infinity
-    exponent, fraction = codes >> mantissa, codes & ((1 << mantissa) - 1)
-    least, bias = np.maximum(exponent, 1), (1 << (6 - mantissa)) - 1
-    magnitudes = np.ldexp(fraction + (exponent > 0) * (1 << mantissa), least - bias - mantissa)
-    nearest = np.searchsorted((magnitudes[1:] + magnitudes[:-1]) / 2, np.abs(values))
-    return np.asarray(nearest | (values < 0) << 7, np.uint8)
 
 
 def load(path: Path, order: str) -> list[Sample]:

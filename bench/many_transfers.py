@@ -20,9 +20,9 @@ import numpy as np
 
 import kvwire
 from kvwire.cli import machine
+from kvwire.cli.content import Words, keys, noise
 from kvwire.cli.loopback.pair import Pair
 from kvwire.cli.loopback.peer import Receiver, Sender
-from kvwire.cli.memory import Words, keys, noise
 from kvwire.cli.units import MIB, show_size
 
 AT_ONCE = 64

@@ -114,6 +114,13 @@ class Config:
     through the link than it costs; "off": nothing; or the name of a codec, lossy ones among them, for all that leaves.
     A mapping says it by kind of group, `{"full": "int8", "recurrent": "zstd"}`; kinds that it leaves out are "auto"."""
 
+    def __reduce__(self) -> tuple[Callable[[dict[str, Any]], Config], tuple[dict[str, Any]]]:
+        """To be pickled: what nobody can change, a mapping's proxy, could not be."""
+        values = {name: getattr(self, name) for name in _DEFAULTS}
+        if isinstance(self.compression, Mapping):
+            values["compression"] = dict(self.compression)
+        return _made, (values,)
+
     def __post_init__(self) -> None:
         def check(name: str, low: float, high: float) -> None:
             value = getattr(self, name)
@@ -154,6 +161,10 @@ class Config:
         if not isinstance(self.controller, str) and not callable(self.controller):
             raise ConfigError(f"controller is {self.controller!r:.80}; expected a name, or what makes a controller")
         object.__setattr__(self, "compression", check_compression(self.compression))
+
+
+def _made(values: dict[str, Any]) -> Config:
+    return Config(**values)
 
 
 def check_compression(value: object) -> str | Mapping[str, str]:

@@ -16,7 +16,7 @@ import argparse
 import importlib.util
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jobs import BadConfig, HandoffError, Job, Received, Sent
@@ -41,6 +41,13 @@ def lanes(text: str) -> int:
     if value > 64:
         raise argparse.ArgumentTypeError(f"{value} is more than 64")
     return value
+
+
+def codecs(text: str) -> str | dict[str, str]:
+    """argparse type: what `kvwire.Config.compression` takes. Whether it makes sense kvwire says."""
+    if "=" not in text:
+        return text
+    return {kind: name for kind, _, name in (part.partition("=") for part in text.split(","))}
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -72,6 +79,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--lanes", type=lanes, default=4, metavar="N", help="TCP connections, 1 to 64 [4]")
     parser.add_argument("--plain", action="store_true", help="CRC32C, no encryption, no keys")
     parser.add_argument(
+        "--compression",
+        type=codecs,
+        default="auto",
+        metavar="NAME",
+        help="what the cache goes through: auto, off, the name of a codec, or full=int8,recurrent=zstd by kind [auto]",
+    )
+    parser.add_argument(
         "--damage",
         nargs="?",
         const="any",
@@ -95,22 +109,39 @@ def load(path: Path) -> dict[str, object]:
     return value
 
 
+def why_not(compression: str | dict[str, str]) -> str:
+    """Empty, or what is wrong with it, in a sentence."""
+    import kvwire  # here, so that the command can say that there is none
+
+    try:
+        kvwire.Config(compression=compression)
+        for name in [compression] if isinstance(compression, str) else compression.values():
+            if name not in ("auto", "off"):
+                kvwire.find_codec(name)
+    except kvwire.ConfigError as error:
+        return str(error)
+    return ""
+
+
 HEADER = (
-    f"{'model':<20} {'dtype':<5} {'tokens':>6}  {'layers of each kind':<32} {'KiB':>8} {'early':>6} {'prefill':>9} "
-    f"{'tail':>8}  verdict"
+    f"{'model':<20} {'dtype':<5} {'tokens':>6}  {'layers of each kind':<32} {'KiB':>8} {'coded':>6} {'early':>6} "
+    f"{'prefill':>9} {'tail':>8}  verdict"
 )
 
 
 def row(job: Job, sent: Sent, received: Received) -> str:
-    """A line of the table. Early: layers that were at the decoder when the last one was ready to leave."""
+    """A line of the table. Coded: how many times shorter that went which went through a codec. Early: layers that were
+    at the decoder when the last one was ready to leave."""
+    plain, wire = sent.coded
+    coded = f"{plain / wire:.2f}x" if wire else "-"
     early = sum(at < sent.last_ready for at in received.landed) / len(received.landed)
     return (
         f"{job.name:<20} {job.dtype:<5} {job.prompt_tokens:>6}  {sent.groups:<32} {sent.nbytes / 1024:>8.1f} "
-        f"{early:>6.0%} {sent.prefill_s * 1e3:>6.1f} ms {sent.tail_s * 1e3:>5.2f} ms"
+        f"{coded:>6} {early:>6.0%} {sent.prefill_s * 1e3:>6.1f} ms {sent.tail_s * 1e3:>5.2f} ms"
     )
 
 
-def run(jobs: dict[Path, Job | HandoffError], lane_count: int, plain: bool) -> int:
+def run(jobs: dict[Path, Job | HandoffError], start: Callable[[], Pair]) -> int:
     """Does the jobs one after the other in one pair of processes, prints the table; the exit status."""
     status = IDENTICAL
     pair: Pair | None = None
@@ -120,7 +151,7 @@ def run(jobs: dict[Path, Job | HandoffError], lane_count: int, plain: bool) -> i
             try:
                 if isinstance(job, HandoffError):
                     raise job
-                pair = pair or Pair(lane_count, plain)
+                pair = pair or start()
                 sent, received = pair.run(job)
             except HandoffError as error:
                 print(f"handoff: {path}: {error}", file=sys.stderr, flush=True)
@@ -143,6 +174,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if missing:
         print(f"handoff: {' and '.join(missing)} cannot be imported; pip install 'kvwire[models]'", file=sys.stderr)
         return NOTHING
+    if fault := why_not(options.compression):
+        print(f"handoff: --compression: {fault}", file=sys.stderr)
+        return NOTHING
     files = options.config + [CONFIGS / f"{name}.json" for name in options.family]
     jobs: dict[Path, Job | HandoffError] = {}
     for path in files or sorted(CONFIGS.glob("*.json")):
@@ -151,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             jobs[path] = Job(path.stem, load(path), *settings)
         except BadConfig as error:
             jobs[path] = error
-    return run(jobs, options.lanes, options.plain)
+    return run(jobs, lambda: Pair(options.lanes, options.plain, options.compression))
 
 
 if __name__ == "__main__":

@@ -49,6 +49,8 @@ class Sent:
     tail_s: float
     nbytes: int
     groups: str
+    coded: tuple[int, int]
+    """Bytes of the cells that went through a codec, and of what went in their place: sums of the receipt's groups."""
 
 
 @dataclass(frozen=True)

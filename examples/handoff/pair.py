@@ -34,10 +34,10 @@ class Pair:
     """Two processes joined by kvwire over TCP on loopback, and to this one by a pipe each.
 
     They share no memory: the KV cache goes over TCP, jobs and results over the pipes. The link is sealed, with keys
-    that are there for as long as the pair is, unless `plain`.
+    that are there for as long as the pair is, unless `plain`. Only who sends says what goes through which codec.
     """
 
-    def __init__(self, lanes: int, plain: bool) -> None:
+    def __init__(self, lanes: int, plain: bool, compression: str | dict[str, str]) -> None:
         import keys  # here, so that the command can say that there is no kvwire
 
         self._keys = tempfile.TemporaryDirectory(prefix="handoff-keys-")
@@ -49,7 +49,7 @@ class Pair:
             if where is not None:
                 keys.make(where)
             self._start(_decode, lanes, where)
-            self._start(_prefill, lanes, where)
+            self._start(_prefill, lanes, where, compression)
             _, port = self._receive({DECODE})
             self._pipes[PREFILL].send(port)
         except BaseException:

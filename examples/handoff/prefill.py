@@ -141,14 +141,16 @@ def hand_off(job: Job, model: Any, link: kvwire.Link, loop: Loop) -> Sent:
         raise
     receipt = outgoing.wait_committed(TIMEOUT_S)
     decoded = models.decode(model, cache, first, job.decode_tokens)
-    return Sent(decoded, prefill_s, departure.last_ready, receipt.tail_s or 0.0, receipt.bytes, plan.groups)
+    groups = receipt.coded.values()
+    coded = sum(group.plain_bytes for group in groups), sum(group.wire_bytes for group in groups)
+    return Sent(decoded, prefill_s, departure.last_ready, receipt.tail_s or 0.0, receipt.bytes, plan.groups, coded)
 
 
-def main(pipe: Connection, lanes: int, where: Path | None) -> None:
+def main(pipe: Connection, lanes: int, where: Path | None, compression: str | dict[str, str]) -> None:
     """Takes the decoder's port from `pipe`, then jobs until it closes; answers with `Sent` or `HandoffError`."""
     models.settle()
     loop = Loop()
-    config = kvwire.Config(lanes=lanes, plain=where is None)
+    config = kvwire.Config(lanes=lanes, plain=where is None, compression=compression)
     node = loop.call(kvwire.Node.start(config, identity=keys.load(where, "prefill")))
     link = loop.call(node.connect("127.0.0.1", pipe.recv()))
     try:

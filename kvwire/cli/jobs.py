@@ -6,7 +6,9 @@ import argparse
 from dataclasses import dataclass
 
 import kvwire
+from kvwire.cli import compression
 from kvwire.cli.arguments import parsed, within
+from kvwire.cli.content import KV, NOISE
 from kvwire.cli.failure import Failure
 from kvwire.cli.memory import kv_bytes
 from kvwire.cli.models.presets import PRESETS, preset
@@ -26,6 +28,8 @@ class Job:
     specs: tuple[kvwire.GroupSpec, ...]
     tokens: int
     transfers: int
+    content: str = NOISE
+    """Of its blocks: `content.CONTENTS`."""
 
     @property
     def transfer_bytes(self) -> int:
@@ -36,8 +40,10 @@ class Job:
         return sum(len(spec.layers) for spec in self.specs)
 
 
-def synthetic(nbytes: int, page_bytes: int, most_bytes: int) -> Job:
-    """About `nbytes` in whole pages of one size, in transfers of at most `most_bytes`. `Failure` if impossible."""
+def synthetic(nbytes: int, page_bytes: int, most_bytes: int, content: str = NOISE) -> Job:
+    """About `nbytes` in whole pages of one size, in transfers of at most `most_bytes`. `Failure` if impossible.
+
+    Noise is of bytes, keys and values are of bf16."""
     if page_bytes % 8 or not 512 <= page_bytes <= MAX_PAGE_BYTES:
         raise Failure(f"--page is {page_bytes} bytes; expected a multiple of 8 in 512 to {MAX_PAGE_BYTES}")
     transfer = min(nbytes, most_bytes)
@@ -45,11 +51,10 @@ def synthetic(nbytes: int, page_bytes: int, most_bytes: int) -> Job:
         raise Failure(f"{show_size(transfer)} are less than one page of {show_size(page_bytes)}; give a smaller --page")
     layers = min(SEGMENTS, transfer // page_bytes)
     blocks = transfer // (layers * page_bytes)
-    part = kvwire.Part("page", (page_bytes,))
-    spec = kvwire.GroupSpec(
-        "pages", kvwire.GroupKind.FULL, tuple(range(layers)), kvwire.DType.UINT8, (part,), block_tokens=1
-    )
-    return Job("bench", (spec,), blocks, max(1, round(nbytes / (layers * blocks * page_bytes))))
+    dtype = kvwire.DType.BF16 if content == KV else kvwire.DType.UINT8
+    part = kvwire.Part("page", (page_bytes // dtype.itemsize,))
+    spec = kvwire.GroupSpec("pages", kvwire.GroupKind.FULL, tuple(range(layers)), dtype, (part,), block_tokens=1)
+    return Job("bench", (spec,), blocks, max(1, round(nbytes / (layers * blocks * page_bytes))), content)
 
 
 def add_job_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,14 +65,22 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", type=parsed(preset), metavar="NAME", help=f"move a model's KV: {', '.join(PRESETS)}")
     add("--tokens", type=within(1, MAX_TOKENS, int), metavar="N", help="tokens of the model's KV")
     add("--prefill", type=within(0, 600, float), metavar="SECONDS", default=0.0, help="pace layers over this time")
+    compression.add_arguments(parser)
 
 
 def job_of(options: argparse.Namespace, nbytes: int, most_bytes: int) -> Job:
-    """The job that the flags ask for; `nbytes` and `most_bytes` are for synthetic pages."""
+    """The job that the flags ask for; `nbytes` and `most_bytes` are for synthetic pages. ConfigError for a codec that
+    does not take it."""
+    job = _job(options, nbytes, most_bytes)
+    compression.check(options.compression, job.specs)
+    return job
+
+
+def _job(options: argparse.Namespace, nbytes: int, most_bytes: int) -> Job:
     if options.model is None:
         if options.tokens is not None:
             raise Failure("--tokens needs --model")
-        return synthetic(nbytes, options.page, most_bytes)
+        return synthetic(nbytes, options.page, most_bytes, options.content)
     if options.tokens is None:
         raise Failure("--model needs --tokens")
-    return Job(options.model.name, options.model.specs(), options.tokens, 1)
+    return Job(options.model.name, options.model.specs(), options.tokens, 1, options.content)

@@ -44,6 +44,12 @@ class Run:
         assert found, f"no verdict on {name}: {self.messages}"
         return found[0]
 
+    def coded(self, name: str) -> float:
+        """How many times shorter went what went through a codec; 1.0 where nothing did."""
+        found = re.search(r" (\d+\.\d+)x | - ", self.lines[name])
+        assert found, self.lines[name]
+        return float(found[1] or 1.0)
+
 
 @functools.cache
 def handoff(*arguments: str) -> Run:
@@ -80,6 +86,43 @@ def test_a_prompt_shorter_than_a_window_over_one_lane() -> None:
     families = ("gemma3", "jamba", "qwen3_next")
     run = handoff(*arguments, *(word for family in families for word in ("--family", family)))
     assert [run.verdict(family) for family in families] == ["identical"] * 3
+
+
+HYBRID = "qwen3_next"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_through_a_lossless_codec_it_decodes_alike(family: str) -> None:
+    assert handoff("--compression", "zstd").verdict(family) == "identical"
+
+
+def test_a_hybrid_went_coded() -> None:
+    """The column is made of the receipts: how many times shorter what went through a codec was."""
+    assert handoff("--compression", "zstd").coded(HYBRID) > 1.1
+    run = handoff("--compression", "full=zstd,recurrent=zstd,conv=off", "--family", HYBRID)
+    assert run.verdict(HYBRID) == "identical"
+    assert run.coded(HYBRID) > 1.1
+
+
+def test_without_compression_nothing_goes_coded() -> None:
+    run = handoff("--compression", "off", "--family", HYBRID)
+    assert (run.verdict(HYBRID), run.coded(HYBRID)) == ("identical", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("compression", "sentence"),
+    [
+        ("zip", "--compression: there is no codec 'zip'"),
+        ("full=zip", "--compression: there is no codec 'zip'"),
+        ("half=zstd", "--compression: compression: 'half' is no kind of group"),
+        ("int8", "codec 'int8' does not take group"),
+    ],
+)
+def test_a_codec_that_cannot_be_is_a_sentence(compression: str, sentence: str) -> None:
+    run = handoff("--compression", compression, "--family", HYBRID)
+    assert run.status == 2
+    assert sentence in run.messages
+    assert "Traceback" not in run.messages
 
 
 @pytest.mark.parametrize(

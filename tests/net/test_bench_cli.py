@@ -63,6 +63,40 @@ def test_sealed_beside_plain() -> None:
     assert (result["page_bytes"], result["other_page_bytes"]) == (65536, MIB)
 
 
+def test_automatic_beside_off_and_a_codec() -> None:
+    arguments = ("-n", "8MiB", "--page", "64KiB", "--content", "kv", "--vs", "off", "--vs", "zstd", "--runs", "2")
+    result = result_of(run_bench(*arguments, "--json"))
+    assert result["verified"] is True
+    assert (result["compression"], result["content"]) == ("auto", "kv")
+    for name in ("off", "zstd"):
+        assert result[f"ratio_vs_{name}"] == pytest.approx(result["goodput_GBps"] / result[f"{name}_GBps"])
+    assert 0 <= result["coded_share"] <= 1
+    assert result["automatic"] in ("on", "off", None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "share", "ratio"),
+    [
+        (["zstd", "--content", "kv"], 1.0, pytest.approx(1.47, abs=0.05)),
+        (["full=int8", "--content", "kv", "--scatter"], 1.0, pytest.approx(1.88, abs=0.05)),  # lossy, and checked
+        (["zstd"], 0.0, None),
+        (["off", "--content", "kv"], 0.0, None),
+    ],
+)
+def test_what_went_coded(flags: list[str], share: float, ratio: Any) -> None:
+    result = result_of(run_bench("-n", "8MiB", "--page", "64KiB", "--runs", "1", "--json", "--compression", *flags))
+    assert result["verified"] is True
+    assert (result["coded_share"], result["coded_ratio"]) == (share, ratio)
+
+
+def test_a_lossy_codec_for_a_models_attention() -> None:
+    arguments = ("--model", "kimi-linear-48b", "--tokens", "100", "--runs", "1", "--content", "kv", "--json")
+    result = result_of(run_bench(*arguments, "--compression", "mla=int4,recurrent=zstd,conv=off"))
+    assert result["verified"] is True
+    assert 0 < result["coded_share"] < 1
+    assert result["coded_ratio"] > 1.1
+
+
 def test_scattered_beside_another_page_size() -> None:
     result = result_of(
         run_bench("-n", "8MiB", "--page", "16KiB", "--scatter", "--vs", "page=1MiB", "--runs", "1", "--json")
@@ -110,7 +144,15 @@ def test_busy_host() -> None:
         (["--model", "llama-3-70b", "--tokens", "16777216"], "of memory"),
         (["--model", "llama-3-70b", "--tokens", "8", "--vs", "page=1MiB"], "has its own"),
         (["--vs", "page=1K", "--vs", "page=2K"], "once"),
-        (["--vs", "rsync"], "expected iperf3, plain or page=SIZE"),
+        (["--vs", "rsync"], "expected iperf3, plain or page=SIZE, or another of off, auto, zstd"),
+        (["--vs", "auto"], "--vs auto compares another compression with what is that already"),
+        (["--vs", "int8"], "codec 'int8' does not take group 'pages', which is full of uint8"),
+        (["--compression", "zip"], "there is no codec 'zip' (known: zstd"),
+        (["--compression", "half=zstd"], "'half' is no kind of group (there are full"),
+        (["--compression", "full=zstd,full=off"], "named twice"),
+        (["--compression", "int8"], "codec 'int8' does not take group 'pages', which is full of uint8"),
+        (["--compression", "int8", "--model", "kimi-linear-48b", "--tokens", "8"], "does not take group"),
+        (["--content", "text"], "invalid choice: 'text'"),
         (["--plain", "--vs", "plain"], "leave --plain out"),
         (["--cc", "quic"], "this host does not let us use it"),
         (["--no-such-flag"], "unrecognized"),

@@ -127,6 +127,30 @@ def test_a_model_paced_over_its_prefill(local: Server) -> None:
     assert 0 < flow["tail_s"] < flow["seconds"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "ratio"),
+    [
+        (["--compression", "zstd", "--content", "kv"], 1.47),
+        (["--compression", "full=int8", "--content", "kv", "--scatter"], 1.88),
+        (["--compression", "zstd"], None),
+        (["--compression", "off", "--content", "kv"], None),
+    ],
+)
+def test_both_directions_go_through_what_was_ordered(local: Server, flags: list[str], ratio: float | None) -> None:
+    found = result_of(run("127.0.0.1", "-p", local.port, *SMALL, "--bidir", "--json", *flags))
+    assert (found["compression"], found["content"]) == (flags[1], "kv" if "kv" in flags else "noise")
+    for flow in found["flows"]:
+        assert flow["checked"] > 0
+        assert flow["coded_share"] == (0.0 if ratio is None else 1.0)
+        assert flow["coded_ratio"] == (None if ratio is None else pytest.approx(ratio, abs=0.05))
+
+
+def test_it_says_what_went_coded(local: Server) -> None:
+    done = run("127.0.0.1", "-p", local.port, *SMALL, "--compression", "zstd", "--content", "kv")
+    assert "; 100 % coded, 1.4" in done.stdout
+    assert "compression zstd" in done.stdout
+
+
 def test_quiet_in_a_pipe_unless_asked(local: Server) -> None:
     arguments = ["127.0.0.1", "-p", local.port, "-t", "1.2"]
     silent, asked = run(*arguments), run(*arguments, "-i", "0.5")
@@ -191,8 +215,8 @@ def test_one_off() -> None:
 
 def test_more_memory_than_the_server_gives(local: Server) -> None:
     asked = ["127.0.0.1", "-p", local.port, "--transfer", "256MiB"]
-    fails(run(*asked, "--json"), "refused: this needs 771 MiB of memory at the server, which has 512 MiB")
-    fails(run(*asked, "--bidir", "--json"), "refused: this needs 1.256 GiB")
+    fails(run(*asked, "--json"), "refused: this needs 774 MiB of memory at the server, which has 512 MiB")
+    fails(run(*asked, "--bidir", "--json"), "refused: this needs 1.261 GiB")
     result_of(run("127.0.0.1", "-p", local.port, *SMALL, "--json"))
 
 
@@ -327,6 +351,10 @@ def test_a_port_that_is_taken() -> None:
         (["--model", "llama-3-70b", "--tokens", "16000000"], "of memory and the host has"),
         (["--cc", "nosuch"], "--cc nosuch: this host does not let us use it"),
         (["-i", "0"], "'0'; expected a number in 0.1 to 3600"),
+        (["--compression", "zip"], "there is no codec 'zip' (known: zstd"),
+        (["--compression", "full"], "there is no codec 'full'"),
+        (["--compression", "int8"], "codec 'int8' does not take group 'pages', which is full of uint8"),
+        (["--content", "text"], "invalid choice: 'text'"),
     ],
 )
 def test_impossible_flags(arguments: list[str], sentence: str) -> None:

@@ -113,6 +113,10 @@ async def connected(server: serve.Server) -> AsyncIterator[Client]:
         {**GOOD.to_wire(), "at_once": 2.0},
         {**GOOD.to_wire(), "prefill_s": "1"},
         {**GOOD.to_wire(), "scatter": None},
+        {**GOOD.to_wire(), "compression": None},
+        {**GOOD.to_wire(), "compression": {"full": "zstd"}},
+        {**GOOD.to_wire(), "content": "text"},
+        {**GOOD.to_wire(), "content": []},
     ],
 )
 async def test_orders_that_no_client_gives(value: Any) -> None:
@@ -126,6 +130,26 @@ async def test_orders_that_no_client_gives(value: Any) -> None:
 
 def test_an_order_survives_the_wire() -> None:
     assert Order.from_wire(GOOD.to_wire()) == GOOD
+    other = replace(GOOD, compression="full=int8,mla=off", content="kv")
+    assert Order.from_wire(other.to_wire()) == other
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("zip", "there is no codec 'zip'"),
+        ("half=zstd", "'half' is no kind of group"),
+        ("int8", "codec 'int8' does not take group 'pages'"),
+        ("=" * 100_000, "'' is no kind of group"),
+    ],
+)
+async def test_codecs_that_the_server_cannot_use(text: str, sentence: str) -> None:
+    """It says so, also where the client would have sent itself."""
+    async with served() as server, connected(server) as client:
+        word, answer = await client.order(replace(GOOD, compression=text).to_wire())
+        assert word == "refused"
+        assert sentence in answer
+        assert len(answer) < 400
 
 
 async def test_memory_is_bounded_over_all_clients() -> None:

@@ -58,6 +58,8 @@ def test_who_may_make_no_namespaces_is_told_so(tmp_path: Path) -> None:
         (["--vs", "none", "--size", "1000G", "--page", "256M"], "give a smaller --size"),
         (["--model", "case-study-1t", "--tokens", "16000000"], "ask for fewer tokens, or scale them"),
         (["--jitter", "30ms"], "a link that cannot be"),
+        (["--vs", "none", "--compression", "int8"], "codec 'int8' does not take group 'pages'"),
+        (["--vs", "none", "--vs-compression", "off,int8"], "codec 'int8' does not take group 'pages'"),
     ],
 )
 def test_what_this_host_cannot_do_is_said_before_anything_is_made(

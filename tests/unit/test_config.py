@@ -1,6 +1,8 @@
 """Configuration: what is out of range is refused at once, by name."""
 
+import copy
 import math
+import pickle
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,16 @@ def test_frozen_and_by_name_only() -> None:
         Config().lanes = 2  # type: ignore[misc]
     with pytest.raises(TypeError):
         Config(2)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("compression", ["auto", "zstd", {"full": "int8", "recurrent": "zstd"}])
+def test_it_can_be_handed_to_another_process(compression: str | dict[str, str]) -> None:
+    config = Config(lanes=3, compression=compression, models=(ModelTag("m"),))
+    for again in (pickle.loads(pickle.dumps(config)), copy.deepcopy(config)):
+        assert again == config
+        assert again.compression == compression
+        with pytest.raises(TypeError):
+            again.compression["mla"] = "off"
 
 
 def test_every_field_says_what_it_is() -> None:

@@ -66,6 +66,14 @@ def test_each_comparison_of_loopback_has_its_figure_and_chart() -> None:
     assert [found.tags.count("svg") for found in (pages, busy, tail, plain)] == [1, 2, 2, 1]
 
 
+def test_compression_has_its_figures_beside_other_settings() -> None:
+    loopback, wan, run = (page_of(sample(*which)) for which in (("loopback", 5), ("wan", 8), ("run", 1)))
+    for found in (loopback, wan):
+        said = {"of the goodput with compression off", "kvwire, compression zstd", "Content", "Automatic codecs"}
+        assert said <= set(found.words)
+    assert f"100 %, 1.47 {TIMES} shorter" in run.words
+
+
 def test_each_scenario_over_an_emulated_link_has_its_figures() -> None:
     found = [page_of(sample("wan", at)) for at in range(8)]
     words = [set(one.words) for one in found]

@@ -24,6 +24,7 @@ def options(*words: str) -> argparse.Namespace:
 def test_what_is_meant_without_a_word() -> None:
     found = options()
     assert (found.scenario, found.size, found.runs, found.vs) == ("transfer", 512 * MIB, 5, "iperf3")
+    assert (found.compression, found.content, found.vs_compression) == ("auto", "noise", ())
     link = EmulatedLink.of(found)
     assert (link.rtt_s, link.rate_bps, link.loss, link.burst) == (0.04, 1e9, 0.0, None)
     assert link.queue_bytes == 5_000_000  # one bandwidth-delay product
@@ -79,6 +80,12 @@ def test_each_scenario_has_its_own_sizes(words: list[str], scenario: str, size: 
         (["--model", "case-study-1t", "--tokens", "9", "--size", "1M"], "--size does not go with --model"),
         (["--rtt", "4ms", "--jitter", "5ms"], "a link that cannot be: .*0.005"),
         (["--model", "case-study-1t"], "--model needs --tokens"),
+        (["--step", "1g", "--vs-compression", "off"], "--vs-compression does not go with --step"),
+        (
+            ["--cold", "--vs-compression", "off"],
+            "--vs-compression and --cold do not go together: automatic codecs decide",
+        ),
+        (["--vs-compression", "off,auto"], "--vs-compression auto compares another compression with what is that"),
     ],
 )
 def test_what_does_not_go_together_is_said(words: list[str], sentence: str) -> None:
@@ -101,6 +108,10 @@ def test_what_does_not_go_together_is_said(words: list[str], sentence: str) -> N
         (["--size", "big"], "is no size"),
         (["--runs", "0"], "expected an integer in 1 to 1000"),
         (["--lanes", "65"], "expected an integer in 1 to 64"),
+        (["--compression", "zip"], "there is no codec 'zip' (known: zstd"),
+        (["--vs-compression", "off,zip"], "there is no codec 'zip' (known: zstd"),
+        (["--vs-compression", "full=int8"], "'full=int8' is more than one setting"),
+        (["--content", "text"], "invalid choice: 'text'"),
     ],
 )
 def test_bad_values_are_answered_with_a_sentence(
@@ -112,6 +123,11 @@ def test_bad_values_are_answered_with_a_sentence(
     assert end.value.code == 2
     assert sentence in said
     assert "Traceback" not in said
+
+
+def test_what_is_compared_with() -> None:
+    found = options("--compression", "full=int8", "--vs-compression", "off,zstd", "--content", "kv")
+    assert (found.compression, found.vs_compression, found.content) == ("full=int8", ["off", "zstd"], "kv")
 
 
 def test_times() -> None:

@@ -58,6 +58,25 @@ def test_a_cell(tmp_path: Path) -> None:
     assert page.read_text().startswith(webpage.START)
 
 
+def test_beside_other_settings_of_compression() -> None:
+    arguments = ["--content", "kv", "--compression", "zstd", "--vs-compression", "off,int8", "--vs", "none"]
+    found = run(*SMALL, "--runs", "2", *arguments)
+    assert (found["coded_share"], found["coded_ratio"]) == (1.0, pytest.approx(1.47, abs=0.05))
+    assert found["ratio_vs_off"] == pytest.approx(found["goodput_bps"] / found["off_bps"])
+    assert [len(found[f"{name}_bps_runs"]) for name in ("off", "int8")] == [2, 2]
+    assert found["ratio_vs_off"] > 1
+    assert found["checked"] == 2 * 2 * 3  # what went through a lossy codec, too
+
+
+def test_automatic_codecs_beside_off() -> None:
+    """Whether they are on depends on what else this host does; here it is only that they are compared."""
+    found = run(*SMALL, "--runs", "1", "--content", "kv", "--vs-compression", "off", "--vs", "none")
+    assert (found["compression"], found["content"]) == ("auto", "kv")
+    assert found["automatic"] in ("on", "off")
+    assert found["automatic_reason"]
+    assert found["ratio_vs_off"] > 0
+
+
 @pytest.mark.skipif(not shutil.which("iperf3"), reason="iperf3 is not installed")
 def test_beside_iperf3(tmp_path: Path) -> None:
     found = run(*SMALL, "--cold", "--runs", "1", "--iperf3-seconds", "1", "--keep", str(tmp_path / "raw"))

@@ -57,11 +57,11 @@ def synthetic() -> list[Sample]:
         scale, mean = np.exp(draw.normal(0, 0.7, (2, HEADS, HEAD_DIM)))
         keys = (draw.standard_normal(shape) + mean * draw.choice((-1, 1), mean.shape)) * scale
         parts = np.stack((keys, draw.standard_normal(shape)), axis=1)
-        samples.append(Sample(spec, layer, _bf16(parts).reshape(-1).view(np.uint8)))
+        samples.append(Sample(spec, layer, as_bf16(parts).reshape(-1).view(np.uint8)))
     return samples
 
 
-def _bf16(values: NDArray[Any]) -> NDArray[np.uint16]:
+def as_bf16(values: NDArray[Any]) -> NDArray[np.uint16]:
     """To nearest, ties to even."""
     bits = values.astype("<f4").view("<u4")
     return np.asarray((bits + 0x7FFF + (bits >> 16 & 1)) >> 16, "<u2")

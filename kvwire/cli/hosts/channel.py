@@ -27,7 +27,7 @@ from kvwire.cli.streams import printable
 
 T = TypeVar("T")
 
-PROTOCOL = "1"
+PROTOCOL = "2"
 """Version of the conversation: the revision in the model tag of every offer."""
 MODEL = kvwire.ModelTag("kvwire-bench", PROTOCOL)
 DATA = "data"
@@ -43,8 +43,8 @@ WORDS: dict[str, dict[str, tuple[type, ...]]] = {
     "stop": {},
     "sent": {
         **dict.fromkeys(("bytes", "transfers", "aborted"), (int,)),
-        **dict.fromkeys(("seconds", "cpu_s"), (float,)),
-        "tail_s": (float, type(None)),
+        **dict.fromkeys(("seconds", "cpu_s", "coded_share"), (float,)),
+        **dict.fromkeys(("tail_s", "coded_ratio"), (float, type(None))),
     },
     "received": {"transfers": (int,), "checked": (int,), "damage": (list,), "cpu_s": (float,)},
 }

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import kvwire
+from kvwire.cli import compression
+from kvwire.cli.compression import Coding
 from kvwire.cli.hosts.channel import DATA, MODEL
 from kvwire.cli.hosts.tasks import finish, together
 from kvwire.cli.memory import KvMemory, kv_bytes, steps
@@ -49,10 +51,18 @@ class Flow:
 class Source(Flow):
     """The sending end: every memory is offered again as soon as its receipt is there.
 
-    `prefill_s`: layers become ready evenly over this time; 0: all at once. `klass`: of all transfers.
+    `prefill_s`: layers become ready evenly over this time; 0: all at once. `klass`: of all transfers. `through`: what
+    they go through; None: what the node's configuration says.
     """
 
-    def __init__(self, link: kvwire.Link, memories: Sequence[KvMemory], prefill_s: float, klass: int = 1) -> None:
+    def __init__(
+        self,
+        link: kvwire.Link,
+        memories: Sequence[KvMemory],
+        prefill_s: float,
+        klass: int = 1,
+        through: str | None = None,
+    ) -> None:
         super().__init__(memories)
         for number, memory in enumerate(memories):
             memory.fill(number)
@@ -62,6 +72,8 @@ class Source(Flow):
         self._link = link
         self._prefill_s = prefill_s
         self._klass = klass
+        self._through = None if through is None else compression.choice(through)
+        self._coding = Coding()
         self._left: float = 0
         self._offered = 0
         self._over = asyncio.Event()
@@ -96,7 +108,7 @@ class Source(Flow):
             self._left -= 1
             self._offered += 1
             offer = kvwire.Manifest.of(f"{DATA}-{self._offered}-{number}", MODEL, memory.tokens, memory.specs)
-            outgoing = await self._link.offer(offer, memory.placement(), klass=self._klass)
+            outgoing = await self._link.offer(offer, memory.placement(), klass=self._klass, compression=self._through)
             self._under_way.add(outgoing)
             try:
                 if self._over.is_set():  # nothing of it has left yet
@@ -104,6 +116,7 @@ class Source(Flow):
                 await self._make_ready(outgoing, memory)
                 receipt = await outgoing.committed()
                 self.transfers += 1
+                self._coding += Coding.of(receipt)
                 self._tails_s.append(receipt.tail_s or 0.0)
             except kvwire.Closed:
                 if not self._over.is_set():
@@ -123,7 +136,8 @@ class Source(Flow):
                 outgoing.ready(group, layer)
 
     def result(self) -> dict[str, Any]:
-        """For the other end: `bytes` landed in `seconds`, transfers, `cpu_s`; `tail_s`, median, of a paced source."""
+        """For the other end: `bytes` landed in `seconds`, transfers, `cpu_s`, what of whole transfers went coded;
+        `tail_s`, median, of a paced source."""
         return {
             "bytes": self.measured_bytes,
             "seconds": self.seconds,
@@ -131,6 +145,7 @@ class Source(Flow):
             "aborted": self.aborted,
             "tail_s": statistics.median(self._tails_s) if self._tails_s and self._prefill_s else None,
             "cpu_s": self.cpu_s,
+            **self._coding.facts(),
         }
 
 
@@ -138,10 +153,12 @@ class Sink(Flow):
     """The receiving end: whatever is offered goes into the memory that has been free for longest.
 
     With more memories than the source has, they take turns, so what a memory holds is overwritten by something else.
+    `through`: what transfers come through, which the check has to know where that is lossy.
     """
 
-    def __init__(self, memories: Sequence[KvMemory]) -> None:
+    def __init__(self, memories: Sequence[KvMemory], through: str = "off") -> None:
         super().__init__(memories)
+        self._through = through
         self._holds: dict[int, int] = {}
         self._free: asyncio.Queue[int] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -190,7 +207,11 @@ class Sink(Flow):
 
     def check(self) -> dict[str, Any]:
         """For the other end: how many memories were compared byte by byte, and what was wrong in them."""
-        damage = [wrong for number, source in self._holds.items() for wrong in self.memories[number].damage(source)]
+        damage = [
+            wrong
+            for number, source in self._holds.items()
+            for wrong in self.memories[number].damage(source, self._through)
+        ]
         return {
             "transfers": self.transfers,
             "checked": len(self._holds),

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
 import kvwire
+from kvwire.cli import compression
+from kvwire.cli.content import CONTENTS, NOISE, content_bytes
 from kvwire.cli.failure import Failure
 from kvwire.cli.hosts.flow import Flow, Sink, Source
 from kvwire.cli.hosts.tasks import finish
@@ -29,7 +31,7 @@ class Order:
     """For how long (`seconds`) or how many transfers, in which directions, how many transfers at once.
 
     `up`: from client to server. `prefill_s`: layers become ready evenly over this time. `scatter`: pages in random
-    order.
+    order. `compression`: of both directions, as the flag has it; `content`: of the KV cache.
     """
 
     up: bool
@@ -39,6 +41,8 @@ class Order:
     at_once: int
     prefill_s: float
     scatter: bool
+    compression: str = "auto"
+    content: str = NOISE
 
     def show(self) -> str:
         """In words."""
@@ -68,9 +72,18 @@ class Order:
             and (order.transfers is None or number(order.transfers, 1, MOST_TRANSFERS, int))
             and number(order.at_once, 1, MOST_AT_ONCE, int)
             and number(order.prefill_s, 0, LONGEST_S, int, float)
+            and type(order.compression) is str
+            and order.content in CONTENTS
         ):
             raise Failure(f"an order that cannot be carried out: {value!r:.200}")
         return order
+
+    def check_compression(self, specs: Sequence[kvwire.GroupSpec]) -> None:
+        """`Failure` where a codec is unknown here, or does not take a group."""
+        try:
+            compression.check(self.compression, specs)
+        except kvwire.ConfigError as error:
+            raise Failure(str(error)) from None
 
     def memory_bytes(self, specs: Sequence[kvwire.GroupSpec], tokens: int, *, sends: bool, receives: bool) -> int:
         """What one end needs, with one memory more where it receives, so that they take turns.
@@ -81,9 +94,13 @@ class Order:
             if spec.block_bytes % 8:
                 raise Failure(f"group {spec.name} has blocks of {spec.block_bytes} bytes; expected a multiple of 8")
         count = self.at_once * sends + (self.at_once + 1) * receives
-        # Besides the pages: a slot number and a key for each block, and a few blocks while they are filled or checked.
+        # Besides the pages: what their content is made of, a slot number and a key for each block, and a few blocks
+        # while they are filled or checked; of what went through a lossy codec a whole segment.
+        made_of = sum(content_bytes(spec, self.content) for spec in specs)
         beside = 16 * sum(len(spec.blocks_for(tokens)) for spec in specs) + 3 * max(spec.block_bytes for spec in specs)
-        return count * kv_bytes(specs, tokens) + beside * (sends + receives)
+        if receives and any(compression.recoders(self.compression, specs)):
+            beside += max(len(spec.blocks_for(tokens)) * spec.block_bytes for spec in specs)
+        return count * (kv_bytes(specs, tokens) + made_of) + beside * (sends + receives)
 
     def flows(
         self, link: kvwire.Link, specs: Sequence[kvwire.GroupSpec], tokens: int, *, sends: bool, receives: bool
@@ -91,10 +108,12 @@ class Order:
         """The flows of one end. Takes a while: all of the memory is written."""
 
         def memories(count: int, seed: int) -> list[KvMemory]:
-            return [KvMemory(specs, tokens, seed + number if self.scatter else None) for number in range(count)]
+            seeds = [seed + number if self.scatter else None for number in range(count)]
+            return [KvMemory(specs, tokens, scatter_seed, self.content) for scatter_seed in seeds]
 
-        source = Source(link, memories(self.at_once, 1), self.prefill_s) if sends else None
-        return source, Sink(memories(self.at_once + 1, 1 + MOST_AT_ONCE)) if receives else None
+        through = self.compression
+        source = Source(link, memories(self.at_once, 1), self.prefill_s, through=through) if sends else None
+        return source, Sink(memories(self.at_once + 1, 1 + MOST_AT_ONCE), through) if receives else None
 
     async def unless_stalled(self, work: Coroutine[Any, Any, T], flows: Sequence[Flow]) -> T:
         """The result of `work`. `Failure`, and the work is cancelled, when nothing has landed for STALL_S."""

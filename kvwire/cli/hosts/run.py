@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import kvwire
-from kvwire.cli import exported, machine, record, sealing
+from kvwire.cli import compression, exported, machine, record, sealing
 from kvwire.cli.arguments import DEFAULT_PORT, Subparsers, add_address_arguments, parsed, resolve, within
 from kvwire.cli.failure import Failure
 from kvwire.cli.hosts.channel import Channel
@@ -20,7 +20,7 @@ from kvwire.cli.hosts.intervals import Intervals, line
 from kvwire.cli.hosts.order import LONGEST_S, MOST_AT_ONCE, MOST_TRANSFERS, Order
 from kvwire.cli.hosts.tasks import finish, in_thread, together
 from kvwire.cli.jobs import Job, add_job_arguments, job_of
-from kvwire.cli.units import GB, MIB, parse_size, show_bytes, show_size, show_time
+from kvwire.cli.units import GB, MIB, parse_size, show_bytes, show_share, show_size, show_time
 
 SECONDS = 10.0
 TRANSFER_BYTES = 64 * MIB
@@ -83,6 +83,8 @@ def command(options: argparse.Namespace) -> int:
         at_once=options.at_once or (1 if options.prefill else AT_ONCE),
         prefill_s=options.prefill,
         scatter=options.scatter,
+        compression=options.compression,
+        content=job.content,
     )
     if options.cc is not None:
         machine.congestion(options.cc)
@@ -175,6 +177,9 @@ class Client:
             "tokens": self.options.tokens,
             "prefill_s": order.prefill_s,
             "scatter": order.scatter,
+            "compression": order.compression,
+            "content": order.content,
+            **compression.automatic(link),
             "at_once": order.at_once,
             **sealing.facts(self.options.plain),
             "seconds": max(flow["seconds"] for flow in found),
@@ -187,9 +192,9 @@ class Client:
         job, order = self.job, self.order
         what = f"{job.model}, {job.tokens} tokens: " if self.options.model else ""
         print(
-            f"{link.peer}: {link.lanes} lanes, {congestion}, {sealing.mode(self.options.plain)}; a round trip of "
-            f"{show_time(rtt_s)}\n{what}{show_size(job.transfer_bytes)} a transfer in {job.segments} segments, "
-            f"{order.at_once} at once"
+            f"{link.peer}: {link.lanes} lanes, {congestion}, {sealing.mode(self.options.plain)}, compression "
+            f"{order.compression}; a round trip of {show_time(rtt_s)}\n{what}{show_size(job.transfer_bytes)} a "
+            f"transfer in {job.segments} segments, {order.at_once} at once"
         )
         for part, facts in self.machines.items():
             print(f"{part}: {machine.show(facts)}")
@@ -250,6 +255,8 @@ def flow_result(
         "transfers": sent["transfers"],
         "aborted": sent["aborted"],
         "tail_s": sent["tail_s"],
+        "coded_share": sent["coded_share"],
+        "coded_ratio": sent["coded_ratio"],
         "checked": received["checked"],
         "damage": received["damage"],
         "verified": not received["damage"],
@@ -266,8 +273,10 @@ def show(flows: Sequence[Mapping[str, Any]], check: str) -> None:
         spent = "" if None in cpu else f"; CPU s/GB: sender {cpu[0]:.2f}, receiver {cpu[1]:.2f}"
         tail = "" if flow["tail_s"] is None else f"; tail {show_time(flow['tail_s'])}"
         cut = f", {flow['aborted']} cut off at the end" if flow["aborted"] else ""
+        ratio, share = flow["coded_ratio"], show_share(flow["coded_share"])
+        coded = "" if ratio is None else f"; {share} coded, {ratio:.2f} times shorter"
         sums = line(flow["direction"], 0.0, flow["seconds"], flow["bytes"])
-        print(f"{sums}  {flow['transfers']} transfers{cut}{tail}{spent}")
+        print(f"{sums}  {flow['transfers']} transfers{cut}{tail}{coded}{spent}")
         for sentence in flow["damage"]:
             print(f"WRONG: {sentence}")
     if any(flow["damage"] for flow in flows):

@@ -178,6 +178,7 @@ class Session:
         specs = [group.spec for group in manifest.groups]
         try:
             order = Order.from_wire(wish)
+            order.check_compression(specs)
             needed = order.memory_bytes(specs, manifest.tokens, sends=order.down, receives=order.up)
             self._server.reserve(needed)
         except Failure as failure:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import statistics
+import time
 from dataclasses import replace
 from typing import Any
 
 import kvwire
-from kvwire.cli import machine, record, sealing
+from kvwire.cli import compression, machine, record, sealing
 from kvwire.cli.arguments import Subparsers, parsed, within
+from kvwire.cli.compression import Coding
 from kvwire.cli.failure import Failure
 from kvwire.cli.jobs import Job, add_job_arguments, job_of, synthetic
 from kvwire.cli.loopback import busy, iperf3
@@ -18,6 +20,8 @@ from kvwire.cli.loopback.pair import Pair, Run
 from kvwire.cli.memory import last_layer_bytes
 from kvwire.cli.progress import Progress
 from kvwire.cli.units import GB, MIB, parse_size, show_size
+from kvwire.codecs import codecs
+from kvwire.codecs.choice import AUTO, OFF
 from kvwire.congestion import LanePlanner
 
 BUFFER_BYTES = 512 * MIB
@@ -27,17 +31,26 @@ TAIL_SLACK_S = 0.005
 
 
 def _comparison(text: str) -> str | int:
-    """The page size of "page=SIZE", or another word as it is."""
-    if text in ("iperf3", "plain"):
-        return text
+    """The page size of "page=SIZE", or another word as it is. ValueError for what cannot be compared with."""
+    if text in ("iperf3", "plain", *_settings()):
+        return compression.setting(text) if text in _settings() else text
     name, equals, size = text.partition("=")
     if name == "page" and equals:
         return parse_size(size)
-    raise ValueError(f"{text!r} cannot be compared with; expected iperf3, plain or page=SIZE")
+    others = ", ".join(_settings())
+    raise ValueError(f"{text!r} cannot be compared with; expected iperf3, plain or page=SIZE, or another of {others}")
+
+
+def _settings() -> list[str]:
+    """Of compression, those of a single word."""
+    return [OFF, AUTO, *(codec.name for codec in codecs())]
 
 
 LOOPBACK_LANES = LanePlanner(None).start(0.0)
 """What a link has within a site."""
+
+
+VS = f"compare with iperf3, plain, page=SIZE, or another compression: {OFF}, {AUTO}, the name of a codec"
 
 
 def add_command(subparsers: Subparsers) -> None:
@@ -49,7 +62,7 @@ def add_command(subparsers: Subparsers) -> None:
     add_job_arguments(parser)
     add("--busy-host", action="store_true", help="a pure-Python loop in both processes, beside loops of their own")
     add("--plain", action="store_true", help="CRC32C, no encryption, no keys")
-    add("--vs", type=parsed(_comparison), metavar="iperf3|plain|page=SIZE", action="append", default=[], help="compare")
+    add("--vs", type=parsed(_comparison), metavar="WHAT", action="append", default=[], help=VS)
     add("--runs", type=within(1, 1000, int), metavar="N", default=5, help="rounds of the measurement")
     add("--cc", metavar="NAME", help="congestion control of all sockets (cubic where there is one)")
     add("--json", action="store_true", help=record.HELP)
@@ -65,11 +78,17 @@ def jobs_of(options: argparse.Namespace) -> dict[str, Job]:
         raise Failure("--vs page=SIZE compares page sizes; a model has its own")
     if options.plain and "plain" in options.vs:
         raise Failure("--vs plain compares a sealed link with a plain one; leave --plain out")
+    if options.compression in options.vs:
+        raise Failure(f"--vs {options.compression} compares another compression with what is that already")
     jobs = {"kvwire": job_of(options, options.nbytes, BUFFER_BYTES)}
-    if "plain" in options.vs:
-        jobs["plain"] = jobs["kvwire"]
+    for name in options.vs:
+        if name in _settings():
+            compression.check(name, jobs["kvwire"].specs)
+        if name != "iperf3" and not isinstance(name, int):
+            jobs[name] = jobs["kvwire"]
     if pages:
-        jobs["page"] = synthetic(options.nbytes, pages[0], BUFFER_BYTES)
+        jobs["page"] = synthetic(options.nbytes, pages[0], BUFFER_BYTES, options.content)
+        compression.check(options.compression, jobs["page"].specs)
     return jobs
 
 
@@ -84,12 +103,19 @@ def command(options: argparse.Namespace) -> int:
         what = f"{job.model}, {job.tokens} tokens: " if options.model else ""
         print(
             f"{what}{show_size(job.transfer_bytes)} in {job.segments} segments, {job.transfers} times a run; "
-            f"{options.runs} runs, {options.lanes} lanes, {sealing.mode(options.plain)}, {congestion}"
+            f"{options.runs} runs, {options.lanes} lanes, {sealing.mode(options.plain)}, {congestion}, "
+            f"compression {options.compression}"
         )
         print(", ".join([machine.show(here), *compared.values()]), flush=True)
     rounds = Rounds(jobs, options)
     with contextlib.ExitStack() as stack:
-        rounds.measure(stack, kvwire.Config(lanes=options.lanes, congestion=congestion, plain=options.plain))
+        config = kvwire.Config(
+            lanes=options.lanes,
+            congestion=congestion,
+            plain=options.plain,
+            compression=compression.choice(options.compression),
+        )
+        rounds.measure(stack, config)
     result = rounds.summary() | compared
     if options.json:
         record.show(record.record("loopback", {"here": here}, result))
@@ -115,21 +141,26 @@ class Rounds:
         self.streams: dict[int, list[float]] = {n: [] for n in IPERF3_STREAMS if "iperf3" in options.vs}
         self.loops: busy.Comparison | None = None
         self.congestion = ""
+        self.settings = [name for name in options.vs if name in _settings()]
+        self.automatic: dict[str, Any] = {}
 
     def measure(self, stack: contextlib.ExitStack, config: kvwire.Config) -> None:
         """Runs all rounds; processes end with `stack`."""
         options = self.options
         progress = stack.enter_context(Progress())
-        configs = {name: replace(config, plain=True) if name == "plain" else config for name in self.jobs}
+        configs = {name: self._config(config, name) for name in self.jobs}
         pairs = {name: stack.enter_context(Pair(each)) for name, each in configs.items()}
         mine = pairs["kvwire"]
         self.congestion = mine.congestion
         if options.busy_host:
             self.loops = busy.Comparison(mine)
         for name, job in self.jobs.items():
-            pairs[name].allocate(job.specs, job.tokens, scatter=options.scatter)
+            pairs[name].allocate(job.specs, job.tokens, scatter=options.scatter, content=job.content)
             # Checked but not measured: memory is touched and lanes are warm after it.
             self.warm_up.append(pairs[name].run(1))
+            if self.settings and compression.is_automatic(compression.spoken(configs[name].compression)):
+                progress.say(f"warming up: {name}")
+                self._warm_up(pairs[name])
         for number in range(1, options.runs + 1):
             said = f"round {number} of {options.runs}"
             for name, job in self.jobs.items():
@@ -144,6 +175,18 @@ class Rounds:
             if self.loops is not None:
                 progress.say(f"{said}: busy host")
                 self.loops.measure(self.jobs["kvwire"].transfers)
+        self.automatic = mine.sender.call("automatic")
+
+    def _config(self, config: kvwire.Config, name: str) -> kvwire.Config:
+        """What is compared has, in the place of what is measured."""
+        if name in self.settings:
+            return replace(config, compression=name)
+        return replace(config, plain=True) if name == "plain" else config
+
+    def _warm_up(self, pair: Pair) -> None:
+        until = time.monotonic() + compression.SETTLED_S
+        while time.monotonic() < until:
+            self.warm_up.append(pair.run(1))
 
     def summary(self) -> dict[str, Any]:
         """The JSON object."""
@@ -169,14 +212,19 @@ class Rounds:
             "cpu_s_per_GB": statistics.median(run.cpu_s_per_GB for run in mine),
             "tail_s": statistics.median(run.tail_s for run in self.streamed or mine),
             "gil_entries": max(run.gil_entries for run in mine),
+            "compression": self.options.compression,
+            "content": job.content,
+            **sum((run.coding for run in mine), Coding()).facts(),
+            **self.automatic,
         }
         if self.options.model:
             result |= {"model": job.model, "tokens": job.tokens}
         if self.streamed:
             result |= self._tail(goodput * GB, result["tail_s"])
-        if "plain" in self.runs:
-            plain = statistics.median(run.goodput_GBps for run in self.runs["plain"])
-            result |= {"ratio_vs_plain": goodput / plain, "plain_GBps": plain}
+        for name in self.runs:
+            if name == "plain" or name in self.settings:
+                other = statistics.median(run.goodput_GBps for run in self.runs[name])
+                result |= {f"ratio_vs_{name}": goodput / other, f"{name}_GBps": other}
         if "page" in self.runs:
             other = statistics.median(run.goodput_GBps for run in self.runs["page"])
             result |= {

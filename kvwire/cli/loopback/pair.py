@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from types import TracebackType
 
 import kvwire
-from kvwire.cli import sealing
+from kvwire.cli import compression, sealing
+from kvwire.cli.compression import Coding
+from kvwire.cli.content import NOISE
 from kvwire.cli.loopback.peer import Mark, Peer, Process, Receiver, Sender, Sent
 from kvwire.cli.units import GB
 
@@ -70,6 +72,10 @@ class Run:
         return max(m.gil_entries for m in self.moved)
 
     @property
+    def coding(self) -> Coding:
+        return sum((m.sent.coding for m in self.moved), Coding())
+
+    @property
     def damage(self) -> list[str]:
         return [sentence for m in self.moved for sentence in m.damage]
 
@@ -91,6 +97,7 @@ class Pair:
         self, config: kvwire.Config, receiver: type[Receiver] = Receiver, sender: type[Sender] = Sender
     ) -> None:
         self._transfers = 0
+        self._compression = compression.spoken(config.compression)
         self._processes: list[Peer] = []
         self._keys = contextlib.ExitStack()
         try:
@@ -108,10 +115,12 @@ class Pair:
         self._processes.append(Peer(role))
         return self._processes[-1]
 
-    def allocate(self, specs: Sequence[kvwire.GroupSpec], tokens: int, *, scatter: bool = False) -> None:
+    def allocate(
+        self, specs: Sequence[kvwire.GroupSpec], tokens: int, *, scatter: bool = False, content: str = NOISE
+    ) -> None:
         """Memory for one transfer on both sides; `scatter`: its blocks lie in random order, another one per side."""
         for seed, peer in ((1, self.sender), (2, self.receiver)):
-            peer.start("allocate", tuple(specs), tokens, seed if scatter else None)
+            peer.start("allocate", tuple(specs), tokens, seed if scatter else None, content)
         for peer in (self.sender, self.receiver):
             peer.result()
 
@@ -141,7 +150,8 @@ class Pair:
         sent = self.sender.result()
         received_after = self.receiver.call("committed")
         watched = list(zip(before, marks(watch), strict=True))
-        return Moved(sent, received_before, received_after, self.receiver.call("damage", number), watched)
+        damage = self.receiver.call("damage", number, self._compression)
+        return Moved(sent, received_before, received_after, damage, watched)
 
     def run(self, transfers: int, prefill_s: float = 0.0, watch: Sequence[Peer] = ()) -> Run:
         """`transfers` transfers, one after the other."""

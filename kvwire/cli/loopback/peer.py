@@ -23,6 +23,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import kvwire
+from kvwire.cli import compression
+from kvwire.cli.compression import Coding
+from kvwire.cli.content import NOISE
 from kvwire.cli.failure import Failure
 from kvwire.cli.memory import KvMemory, steps
 
@@ -61,6 +64,7 @@ class Sent:
     tail_s: float
     before: Mark
     after: Mark
+    coding: Coding
 
 
 class Process:
@@ -104,11 +108,13 @@ class Side(Process):
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(CALL_TIMEOUT_S)
 
-    def allocate(self, specs: Sequence[kvwire.GroupSpec], tokens: int, scatter_seed: int | None) -> None:
+    def allocate(
+        self, specs: Sequence[kvwire.GroupSpec], tokens: int, scatter_seed: int | None, content: str = NOISE
+    ) -> None:
         # The old memory goes before the new one comes: a model's KV may be half of what the host has.
         self.memory: KvMemory | None = None
         gc.collect()
-        self.memory = KvMemory(specs, tokens, scatter_seed)
+        self.memory = KvMemory(specs, tokens, scatter_seed, content)
 
     def end(self) -> None:
         super().end()
@@ -151,9 +157,9 @@ class Receiver(Side):
         self.incoming.wait_committed(CALL_TIMEOUT_S)
         return self.mark()
 
-    def damage(self, transfer: int) -> list[str]:
+    def damage(self, transfer: int, compression: str) -> list[str]:
         assert self.memory is not None
-        return self.memory.damage(transfer)
+        return self.memory.damage(transfer, compression)
 
 
 class Sender(Side):
@@ -173,6 +179,10 @@ class Sender(Side):
         manifest = kvwire.Manifest.of(f"{model}-{transfer}", tag, self.memory.tokens, self.memory.specs)
         self.outgoing = self.call(self.link.offer(manifest, self.memory.placement()))
 
+    def automatic(self) -> dict[str, Any]:
+        """What the link's automatic codecs have decided by now."""
+        return compression.automatic(self.link)
+
     def send(self, prefill_s: float) -> Sent:
         """Layers become ready evenly over `prefill_s`, all at once if that is 0; returns with the receipt."""
         assert self.memory is not None
@@ -185,7 +195,7 @@ class Sender(Side):
                 self.outgoing.ready(group, layer)
         receipt = self.outgoing.wait_committed(CALL_TIMEOUT_S)
         assert receipt.tail_s is not None
-        return Sent(receipt.bytes, receipt.elapsed_s, receipt.tail_s, before, self.mark())
+        return Sent(receipt.bytes, receipt.elapsed_s, receipt.tail_s, before, self.mark(), Coding.of(receipt))
 
 
 def _end_with_parent() -> None:

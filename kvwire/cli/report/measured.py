@@ -15,6 +15,9 @@ from kvwire.cli.report.section import (
     WRONG,
     Kind,
     Section,
+    coded,
+    compressed,
+    compression,
     damage_list,
     mode,
     show_maybe,
@@ -45,6 +48,7 @@ def _settings(record: Fields) -> list[tuple[str, str]]:
         ("Pages", show_size(record.number("page_bytes")) + order),
         ("Lanes", show_number(record.number("lanes"))),
         ("Mode", mode(record)),
+        *compression(record),
         ("Congestion control", record.text("congestion")),
     ]
 
@@ -66,6 +70,9 @@ def loopback(record: Fields) -> Section:
     if record.has("ratio_vs_plain"):
         figures.append(_ratio(record, "ratio_vs_plain", "of the goodput of a plain link"))
         beside.append(Bar("kvwire, plain", record.number("plain_GBps"), series=OTHER))
+    for name in compressed(record):
+        figures.append(_ratio(record, f"ratio_vs_{name}", f"of the goodput with compression {name}"))
+        beside.append(Bar(f"kvwire, compression {name}", record.number(f"{name}_GBps"), series=OTHER))
     if record.has("ratio_vs_page"):
         other = show_size(record.number("other_page_bytes"))
         figures.append(_ratio(record, "ratio_vs_page", f"of the goodput with pages of {other}"))
@@ -178,12 +185,13 @@ def _flows(directions: Sequence[str], flows: Sequence[Fields]) -> Markup:
             show_number(flow.number("aborted")),
             show_number(flow.number("checked")),
             show_maybe(flow.maybe_number("tail_s"), show_time),
+            coded(flow),
             show_maybe(flow.maybe_number("sender_cpu_s_per_GB")),
             show_maybe(flow.maybe_number("receiver_cpu_s_per_GB")),
         ]
         for direction, flow in zip(directions, flows, strict=True)
     ]
-    head = ("", "Goodput", "Moved", "In", "Transfers", "Aborted", "Checked", "Tail")
+    head = ("", "Goodput", "Moved", "In", "Transfers", "Aborted", "Checked", "Tail", "Went coded")
     return table("Directions", (*head, "Sender CPU s/GB", "Receiver CPU s/GB"), rows, numbers=True)
 
 

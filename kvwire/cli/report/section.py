@@ -10,7 +10,7 @@ from kvwire.cli.report.charts import Axis, Bar
 from kvwire.cli.report.fields import MOST, Fields
 from kvwire.cli.report.markup import Markup, element
 from kvwire.cli.report.webpage import Figure, Verdict
-from kvwire.cli.units import show_rate, show_size, show_time
+from kvwire.cli.units import show_rate, show_share, show_size, show_time
 
 RIGHT = Verdict("ok", "every byte was right")
 WRONG = Verdict("fault", "bytes were wrong")
@@ -77,6 +77,34 @@ def show_fact(name: str, value: Any) -> str:
 def damage_list(sentences: Sequence[str]) -> list[Markup]:
     """What was wrong with the bytes; nothing where nothing was."""
     return [element("ul", *(element("li", each) for each in sentences), class_="fault")] if sentences else []
+
+
+NOT_COMPRESSION = ("iperf3", "plain", "page", "ideal", "fair_share")
+
+
+def compressed(record: Fields) -> list[str]:
+    """The other settings of compression that it was compared with."""
+    names = [name.removeprefix("ratio_vs_") for name in record.names() if name.startswith("ratio_vs_")]
+    return [name for name in names if name not in NOT_COMPRESSION]
+
+
+def compression(record: Fields) -> list[tuple[str, str]]:
+    """What was sent and what it went through, of records that say so."""
+    if not record.has("compression"):
+        return []
+    found = [("Compression", record.text("compression")), ("Content", record.text("content"))]
+    if record.has("automatic"):
+        found.append(("Automatic codecs", f"{record.text('automatic')}: {record.text('automatic_reason')}"))
+    if record.has("coded_share"):
+        found.append(("Went coded", coded(record)))
+    return found
+
+
+def coded(record: Fields) -> str:
+    """Which share, and how many times shorter."""
+    if not record.has("coded_ratio"):
+        return "nothing"
+    return f"{show_share(record.number('coded_share'))}, {record.number('coded_ratio'):.2f} {TIMES} shorter"
 
 
 def mode(record: Fields) -> str:

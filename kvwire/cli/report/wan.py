@@ -14,6 +14,8 @@ from kvwire.cli.report.section import (
     WRONG,
     Kind,
     Section,
+    compressed,
+    compression,
     damage_list,
     mode,
     show_maybe,
@@ -47,6 +49,16 @@ def _transfer(record: Fields) -> Parts:
             Bar(f"iperf3 -P {flows.number('flows'):.0f}", flows.number("bps"), flows.numbers("bps_runs"), OTHER)
             for flows in record.objects("iperf3_flows")
         ]
+    for name in compressed(record):
+        figures.append(_ratio(record, f"ratio_vs_{name}", f"of the goodput with compression {name}"))
+        rows.append(
+            Bar(
+                f"kvwire, compression {name}",
+                record.number(f"{name}_bps"),
+                record.numbers(f"{name}_bps_runs"),
+                OTHER,
+            )
+        )
     if record.has("ratio_vs_ideal"):
         figures.append(_ratio(record, "ratio_vs_ideal", "of a round trip and the bytes at the link's rate"))
     if record.has("queue_p95_s"):
@@ -160,6 +172,7 @@ def _settings(record: Fields) -> list[tuple[str, str]]:
         ("Controller", record.maybe_text("controller") or "none"),
         ("Socket buffers", record.text("buffers")),
         ("Mode", mode(record)),
+        *compression(record),
     ]
     if record.has("retransmitted_share"):
         found.append(("Retransmitted", show_share(record.number("retransmitted_share"))))

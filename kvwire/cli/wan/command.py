@@ -17,7 +17,7 @@ from typing import Any
 
 import kvwire
 from kvwire import emulate
-from kvwire.cli import machine, record, sealing
+from kvwire.cli import compression, machine, record, sealing
 from kvwire.cli.arguments import Subparsers
 from kvwire.cli.failure import Failure
 from kvwire.cli.jobs import Job, job_of
@@ -68,6 +68,8 @@ def command(options: argparse.Namespace) -> int:
     """Measures and prints. Exit status 1 where a byte was wrong."""
     options = flags.checked(options)
     job = model.scaled(job_of(options, options.size, options.size), options.scale)
+    for name in options.vs_compression:
+        compression.check(name, job.specs)
     cells = [Namespace(**vars(options) | cell) for cell in GRID] if options.grid else [options]
     for cell in cells:
         cell.cc = machine.congestion(cell.cc) if cell.cc else _preferred()
@@ -177,6 +179,7 @@ def _cell(options: Namespace, job: Job, progress: Progress, said: str) -> Result
             plain=options.plain,
             congestion=options.cc,
             transfer_timeout_s=within_s,
+            compression=compression.choice(options.compression),
             **{name: value for name, value in wanted.items() if value is not None},
         )
         with Ends(hosts, config, keys) as ends:
@@ -184,6 +187,7 @@ def _cell(options: Namespace, job: Job, progress: Progress, said: str) -> Result
             setting = Setting(options, link, hosts, ends, job, within_s, progress, place)
             found = MEASURES[options.scenario](setting)
             lanes, congestion = ends.sender.call("lanes")
+            automatic = ends.sender.call("automatic")
     return {
         "scenario": options.scenario,
         **link.describe(),
@@ -193,6 +197,9 @@ def _cell(options: Namespace, job: Job, progress: Progress, said: str) -> Result
         "lanes": lanes,
         "lanes_wanted": options.lanes,
         "controller": config.controller,
+        "compression": options.compression,
+        "content": job.content,
+        **automatic,
         "congestion": ", ".join(congestion),
         **sealing.facts(options.plain),
         "runs": options.runs,

@@ -16,6 +16,9 @@ from types import TracebackType
 from typing import Any
 
 import kvwire
+from kvwire.cli import compression
+from kvwire.cli.compression import Coding
+from kvwire.cli.content import NOISE
 from kvwire.cli.hosts.flow import Sink, Source
 from kvwire.cli.hosts.tasks import finish
 from kvwire.cli.loopback.peer import CALL_TIMEOUT_S, Peer, identity_in
@@ -49,6 +52,7 @@ class Timed:
     """With the receipt."""
     tail_s: float
     """From the last layer ready to the receipt."""
+    coding: Coding
 
     @property
     def elapsed_s(self) -> float:
@@ -77,11 +81,17 @@ class End(Process):
         self.memories: dict[str, list[KvMemory]] = {}
 
     def hold(
-        self, name: str, specs: Sequence[kvwire.GroupSpec], tokens: int, count: int, scatter_seed: int | None
+        self,
+        name: str,
+        specs: Sequence[kvwire.GroupSpec],
+        tokens: int,
+        count: int,
+        scatter_seed: int | None,
+        content: str,
     ) -> None:
         """Allocates `count` memories for KV caches of one shape."""
         seeds = [None if scatter_seed is None else scatter_seed + index for index in range(count)]
-        self.memories[name] = [KvMemory(specs, tokens, seed) for seed in seeds]
+        self.memories[name] = [KvMemory(specs, tokens, seed, content) for seed in seeds]
         for memory in self.memories[name]:
             memory.poison()  # and all of its pages are there
 
@@ -149,16 +159,28 @@ class Sender(End):
         for memory, number in zip(self.memories[name], numbers, strict=True):
             memory.fill(number)
 
+    def automatic(self) -> dict[str, Any]:
+        """What the link's automatic codecs have decided by now."""
+        return compression.automatic(self.link)
+
     def send(
-        self, name: str, index: int, klass: int = 1, prefill_s: float = 0.0, within_s: float = CALL_TIMEOUT_S
+        self,
+        name: str,
+        index: int,
+        klass: int = 1,
+        prefill_s: float = 0.0,
+        within_s: float = CALL_TIMEOUT_S,
+        through: str | None = None,
     ) -> Timed:
-        """Moves one memory; its layers become ready evenly over `prefill_s`. Returns with the receipt."""
+        """Moves one memory; its layers become ready evenly over `prefill_s`. Returns with the receipt. `through`: what
+        it goes through, where that is not what the configuration says."""
         memory = self.memories[name][index]
         layers = steps(memory.specs)
         tag = kvwire.ModelTag(name, layout=kvwire.layout_digest(memory.specs))
         manifest = kvwire.Manifest.of(f"{ONE}-{name}-{index}", tag, memory.tokens, memory.specs)
         begun_s = time.monotonic()
-        outgoing = self.call(self.link.offer(manifest, memory.placement(), klass=klass))
+        codecs = None if through is None else compression.choice(through)
+        outgoing = self.call(self.link.offer(manifest, memory.placement(), klass=klass, compression=codecs))
         granted_s = time.monotonic()
         for number, step in enumerate(layers, 1):
             if prefill_s:
@@ -168,7 +190,7 @@ class Sender(End):
         receipt = outgoing.wait_committed(within_s)
         ended_s = time.monotonic()
         assert receipt.tail_s is not None
-        return Timed(receipt.bytes, begun_s, granted_s, ended_s, receipt.tail_s)
+        return Timed(receipt.bytes, begun_s, granted_s, ended_s, receipt.tail_s, Coding.of(receipt))
 
     def saturate(self, name: str, klass: int) -> None:
         """Begins to keep the link full with the memories of this name."""
@@ -236,13 +258,14 @@ class Receiver(End):
             else:
                 await incoming.refuse("no flow was begun")
 
-    def damage(self, name: str, index: int, number: int) -> list[str]:
-        """What is wrong in a memory after transfer `number`, whose receipt the sender has."""
-        return self.memories[name][index].damage(number)
+    def damage(self, name: str, index: int, number: int, through: str) -> list[str]:
+        """What is wrong in a memory after transfer `number`, whose receipt the sender has. `through`: what that went
+        through."""
+        return self.memories[name][index].damage(number, through)
 
-    def begin(self, name: str) -> None:
+    def begin(self, name: str, through: str) -> None:
         """Whatever a `Source` offers goes into the memories of this name; what lands is noted from now on."""
-        self.sink = Sink(self.memories[name])
+        self.sink = Sink(self.memories[name], through)
         self.landed = []
         self._spawn(self._note_landed(self.sink))
 
@@ -291,11 +314,18 @@ class Ends:
         return self._peers[-1]
 
     def hold(
-        self, name: str, specs: Sequence[kvwire.GroupSpec], tokens: int, counts: tuple[int, int], *, scatter: bool
+        self,
+        name: str,
+        specs: Sequence[kvwire.GroupSpec],
+        tokens: int,
+        counts: tuple[int, int],
+        *,
+        scatter: bool,
+        content: str = NOISE,
     ) -> None:
         """Memories at the sender and at the receiver; `scatter`: blocks lie in random order, another one on each."""
         for peer, count, seed in ((self.sender, counts[0], 1), (self.receiver, counts[1], 1001)):
-            peer.start("hold", name, tuple(specs), tokens, count, seed if scatter else None)
+            peer.start("hold", name, tuple(specs), tokens, count, seed if scatter else None, content)
         for peer in (self.sender, self.receiver):
             peer.result()
 
@@ -306,15 +336,23 @@ class Ends:
         self.sender.call("fill", name, numbers)
         return numbers
 
-    def send(self, name: str, index: int, klass: int = 1, prefill_s: float = 0.0, within_s: float = 120.0) -> Timed:
+    def send(
+        self,
+        name: str,
+        index: int,
+        klass: int = 1,
+        prefill_s: float = 0.0,
+        within_s: float = 120.0,
+        through: str | None = None,
+    ) -> Timed:
         """One transfer of what was filled."""
-        self.sender.start("send", name, index, klass, prefill_s, within_s)
+        self.sender.start("send", name, index, klass, prefill_s, within_s, through)
         timed: Timed = self.sender.result(within_s + prefill_s + CALL_TIMEOUT_S)
         return timed
 
-    def damage(self, name: str, numbers: Sequence[int]) -> list[str]:
+    def damage(self, name: str, numbers: Sequence[int], through: str) -> list[str]:
         """What is wrong at the receiver after these transfers, of the memories of this name in turn."""
-        wrong = [self.receiver.call("damage", name, index, number) for index, number in enumerate(numbers)]
+        wrong = [self.receiver.call("damage", name, index, number, through) for index, number in enumerate(numbers)]
         return [sentence for sentences in wrong for sentence in sentences]
 
     def close(self) -> None:

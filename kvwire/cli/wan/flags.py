@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kvwire.cli import compression
 from kvwire.cli.arguments import Subparsers, parsed, within
 from kvwire.cli.failure import Failure
 from kvwire.cli.jobs import add_job_arguments
@@ -39,6 +40,7 @@ DEFAULTS: Mapping[str, Any] = {
     "cc": None,
     "cold": False,
     "vs": "iperf3",
+    "vs_compression": (),
     "iperf3_seconds": 15.0,
     "count": 200,
     "no_classes": False,
@@ -54,6 +56,7 @@ RUNS_OF_OTHERS = 3
 ONLY_WITH = {
     "cold": ("transfer",),
     "vs": ("transfer",),
+    "vs_compression": ("transfer",),
     "iperf3_seconds": ("transfer",),
     "grid": ("transfer",),
     "size": ("transfer", "step", "black_hole", "urgent", "beside"),
@@ -71,12 +74,14 @@ EXCLUDES = {
     "grid": ("rtt", "rate", "loss", "bursty", "cc", "shaped"),
     "shaped": (*LINK,),
     "bursty": ("loss",),
+    "vs_compression": ("cold",),
 }
 """Flags that leave nothing to say to these."""
 WHY = {
     "grid": "the grid has cells of its own",
     "shaped": "a veth has no delay and loses nothing",
     "bursty": "its losses come in bursts",
+    "vs_compression": "automatic codecs decide on a link that has carried something",
 }
 
 
@@ -144,6 +149,12 @@ def add_arguments(subparsers: Subparsers, about: str | None) -> argparse.Argumen
     add("--seconds", type=within(1, 3600, float), help="of a run over a link that changes or is shared (30)")
     add("--plain", action="store_true", help="CRC32C, no encryption, no keys")
     add("--vs", metavar="iperf3|none", type=parsed(_comparison), help="yardstick in the same rounds (iperf3)")
+    add(
+        "--vs-compression",
+        metavar="NAME,...",
+        type=parsed(compression.settings),
+        help="the same transfers with other settings of --compression in the same rounds, such as off,zstd",
+    )
     add("--iperf3-seconds", metavar="S", type=within(1, 600, float), help="of each of its runs (15)")
     add("--keep", metavar="DIR", type=Path, help="keep what iperf3 printed")
     add("--html", metavar="FILE", type=Path, help="one page with charts")
@@ -185,6 +196,8 @@ def checked(options: Namespace) -> Namespace:
     found.scenario = scenario
     found.size = options.size or SIZES.get(scenario, SIZE)
     found.runs = options.runs or RUNS.get(scenario, RUNS_OF_OTHERS)
+    if found.compression in found.vs_compression:
+        raise Failure(f"--vs-compression {found.compression} compares another compression with what is that already")
     if scenario == "model" and options.tokens is None:
         raise Failure("--model needs --tokens")
     return found

@@ -6,6 +6,7 @@ import statistics
 from dataclasses import replace
 
 import kvwire
+from kvwire.cli.compression import Coding
 from kvwire.cli.jobs import Job
 from kvwire.cli.wan.emulated import queue
 from kvwire.cli.wan.ends import Timed
@@ -32,7 +33,7 @@ def _scaled(spec: kvwire.GroupSpec, scale: int) -> kvwire.GroupSpec:
 def measure(setting: Setting) -> Result:
     """From the grant, with which prefill begins, to the receipt, beside what no transport can undercut."""
     options, job = setting.options, setting.job
-    setting.ends.hold(ONE, job.specs, job.tokens, (2, 2), scatter=options.scatter)
+    setting.hold(ONE, job, (2, 2))
     timed: list[Timed] = []
     for number in range(1, options.runs + 1):
         setting.say(f"run {number} of {options.runs}")
@@ -47,6 +48,7 @@ def measure(setting: Setting) -> Result:
         "scale": options.scale,
         "prefill_s": options.prefill,
         "tail_s": statistics.median(one.tail_s for one in timed),
+        **sum((one.coding for one in timed), Coding()).facts(),
         "tail_s_runs": [one.tail_s for one in timed],
         "total_s": total_s,
         "ideal_s": ideal_s,

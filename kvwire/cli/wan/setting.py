@@ -111,20 +111,24 @@ class Setting:
             "is too busy, or too slow for --rate"
         )
 
-    def check(self, name: str, numbers: list[int]) -> None:
-        """Compares what the receiver has of these transfers byte by byte."""
-        self.damage += self.ends.damage(name, numbers)
+    def hold(self, name: str, job: Job, counts: tuple[int, int]) -> None:
+        """Memories at the sender and at the receiver."""
+        self.ends.hold(name, job.specs, job.tokens, counts, scatter=self.options.scatter, content=job.content)
+
+    def check(self, name: str, numbers: list[int], through: str | None = None) -> None:
+        """Compares what the receiver has of these transfers byte by byte. `through`: what they went through, where that
+        is not --compression."""
+        self.damage += self.ends.damage(name, numbers, through or self.options.compression)
         self.checked += len(numbers)
 
     def hold_flow(self) -> None:
         """Memories for `full`: one more at the receiver, so that they take turns."""
-        job, scatter = self.job, self.options.scatter
-        self.ends.hold(FLOW, job.specs, job.tokens, (AT_ONCE, AT_ONCE + 1), scatter=scatter)
+        self.hold(FLOW, self.job, (AT_ONCE, AT_ONCE + 1))
 
     @contextlib.contextmanager
     def full(self, klass: int = 1) -> Iterator[Flow]:
         """Within it the link is kept full, and has been for WARM_S."""
-        self.ends.receiver.call("begin", FLOW)
+        self.ends.receiver.call("begin", FLOW, self.options.compression)
         self.ends.sender.call("saturate", FLOW, klass)
         flow = Flow(time.monotonic())
         time.sleep(WARM_S)

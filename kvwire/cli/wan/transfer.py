@@ -1,11 +1,16 @@
-"""Single transfers over a link that is idle but for them, from the offer to the receipt, in rounds with iperf3."""
+"""Single transfers over a link that is idle but for them, from the offer to the receipt, in rounds with iperf3, and
+with the same transfers under other settings of compression."""
 
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+from kvwire.cli import compression
+from kvwire.cli.compression import Coding
 from kvwire.cli.wan import iperf3
 from kvwire.cli.wan.emulated import Span, queue
 from kvwire.cli.wan.ends import Timed
@@ -29,19 +34,38 @@ class Rounds:
         self.received: dict[int, list[float]] = {count: [] for count in streams}
         self.retransmits: dict[int, list[int]] = {count: [] for count in streams}
         self.others: list[Span] = []
+        self.compressed: dict[str, list[Timed]] = {name: [] for name in setting.options.vs_compression}
+        self.beside: list[Span] = []
 
     def measure(self) -> Result:
         setting, options, job = self.setting, self.setting.options, self.setting.job
         count = 1 if options.cold else 2
-        setting.ends.hold(ONE, job.specs, job.tokens, (count, count), scatter=options.scatter)
+        setting.hold(ONE, job, (count, count))
+        self._settle()
         for number in range(1, options.runs + 1):
             said = f"round {number} of {options.runs}"
             setting.say(f"{said}: kvwire")
             self.timed.append(setting.timely(self._cold if options.cold else self._warm, setting.spans))
+            for name, timed in self.compressed.items():
+                setting.say(f"{said}: compression {name}")
+                timed.append(setting.timely(partial(self._warm, name), self.beside))
             for streams in self._turn(number):
                 setting.say(f"{said}: iperf3 -P {streams}")
                 self._yardstick(number, streams)
         return self._result()
+
+    def _settle(self) -> None:
+        """What is compared goes over one link and the same lanes. Its automatic codecs have decided by then: on the
+        ground of transfers that leave it to them."""
+        setting, names = self.setting, [self.setting.options.compression, *self.compressed]
+        automatic = next((name for name in names if compression.is_automatic(name)), None)
+        if not self.compressed or automatic is None:
+            return
+        setting.say("warming up")
+        until = time.monotonic() + compression.SETTLED_S
+        while time.monotonic() < until:
+            setting.ends.filled(ONE, 2)
+            setting.ends.send(ONE, 0, within_s=setting.patience_s, through=automatic)
 
     def _turn(self, number: int) -> Sequence[int]:
         """Numbers of flows that iperf3 has in this round: by turns, as all of them take a minute, and each at least
@@ -50,14 +74,14 @@ class Rounds:
         turns = min(len(counts), self.setting.options.runs) or 1
         return counts[(number - 1) % turns :: turns]
 
-    def _warm(self) -> Timed:
+    def _warm(self, through: str | None = None) -> Timed:
         """A transfer right after one that is not measured: what stood between the rounds has let the lanes go cold."""
         setting = self.setting
         numbers = setting.ends.filled(ONE, 2)
-        setting.ends.send(ONE, 0, within_s=setting.patience_s)
+        setting.ends.send(ONE, 0, within_s=setting.patience_s, through=through)
         with setting.measured():
-            timed = setting.ends.send(ONE, 1, within_s=setting.patience_s)
-        setting.check(ONE, numbers)
+            timed = setting.ends.send(ONE, 1, within_s=setting.patience_s, through=through)
+        setting.check(ONE, numbers, through)
         return timed
 
     def _cold(self) -> Timed:
@@ -95,11 +119,19 @@ class Rounds:
             "goodput_bps_runs": [timed.goodput_bps for timed in self.timed],
             "elapsed_s": elapsed_s,
             "cold": setting.options.cold,
+            **sum((timed.coding for timed in self.timed), Coding()).facts(),
             **queue("", setting.spans),
         }
         if setting.options.cold:
             ideal_s = link.rtt_s + 8 * setting.job.transfer_bytes / link.rate_bps
             result |= {"ideal_s": ideal_s, "ratio_vs_ideal": elapsed_s / ideal_s}
+        for name, found in self.compressed.items():
+            other_bps = statistics.median(timed.goodput_bps for timed in found)
+            result |= {
+                f"ratio_vs_{name}": goodput_bps / other_bps,
+                f"{name}_bps": other_bps,
+                f"{name}_bps_runs": [timed.goodput_bps for timed in found],
+            }
         if self.received:
             medians = {streams: statistics.median(found) for streams, found in self.received.items()}
             result |= {

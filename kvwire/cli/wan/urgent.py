@@ -24,8 +24,8 @@ def measure(setting: Setting) -> Result:
     """
     options = setting.options
     classes = (1, 1) if options.no_classes else (0, 2)
-    small = synthetic(URGENT_BYTES, PAGE_BYTES, URGENT_BYTES)
-    setting.ends.hold(URGENT, small.specs, small.tokens, (1, 1), scatter=options.scatter)
+    small = synthetic(URGENT_BYTES, PAGE_BYTES, URGENT_BYTES, options.content)
+    setting.hold(URGENT, small, (1, 1))
     setting.hold_flow()
     setting.say("idle link")
     _urgent(setting, 1, classes[0])  # makes the lanes warm, as far as one is enough

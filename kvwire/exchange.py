@@ -168,7 +168,11 @@ class Exchange:
             with contextlib.suppress(Closed):  # it may have been given up in the same breath
                 self._link._session.refuse(time.monotonic(), event.transfer, "refused", "")
             return
-        incoming = Incoming(self._link, event.transfer, event.manifest, event.klass, event.codecs)
+        try:
+            incoming = Incoming(self._link, event)
+        except ProtocolError as error:
+            self._link._lose(error)
+            return
         self.incoming[event.transfer] = incoming
         self._link.journal.offered(event.transfer, event.manifest, "in", incoming._choices)
         self._link._node._offered(incoming)

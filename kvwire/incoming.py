@@ -21,7 +21,7 @@ from kvwire.errors import AttachmentError, Closed, ContentMismatch, DeadlineExce
 from kvwire.guard import counted_bytes
 from kvwire.pool import Slots, check_disjoint
 from kvwire.transfer import LONGEST_WAIT_S, Receipt, Transfer, at_once_s, check_slots, runs_of
-from kvwire.types import BlockRange, Grant, GroupOffer, Manifest
+from kvwire.types import BlockRange, Grant, GroupOffer
 
 if TYPE_CHECKING:
     from kvwire.link import Link
@@ -46,9 +46,10 @@ class Incoming(Transfer):
 
     _handle: InTransfer | None
 
-    def __init__(self, link: Link, transfer_id: int, manifest: Manifest, klass: int, codecs: Sequence[int]) -> None:
-        super().__init__(link, transfer_id, manifest, klass)
-        self._choices = by_ids(codecs) or self._choices
+    def __init__(self, link: Link, offered: wire.Offered) -> None:
+        super().__init__(link, offered.transfer, offered.manifest, offered.klass)
+        manifest = self.manifest
+        self._choices = by_ids(offered.codecs, (group.spec for group in manifest.groups))
         self._changed = asyncio.Event()
         self._segments = manifest.segments()
         self._granted_segments = 0

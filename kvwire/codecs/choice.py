@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 from kvwire.codecs.description import Codec
 from kvwire.codecs.registry import codecs, find_codec
 from kvwire.config import check_compression
-from kvwire.errors import CodecMismatch, ConfigError
+from kvwire.errors import CodecMismatch, ConfigError, ProtocolError
 from kvwire.types import DType, GroupKind, GroupSpec
 
 AUTO, OFF = "auto", "off"
@@ -38,10 +39,18 @@ def taken(lossy: bool) -> list[Codec]:
     return [codec for codec in codecs() if codec.available and (lossy or codec.lossless)]
 
 
-def by_ids(ids: Iterable[int]) -> list[Choice | None]:
-    """What a peer has named: always a codec that this side had said it takes, or 0."""
-    known = {codec.wire_id: Choice(codec, automatic=False) for codec in codecs()}
-    return [known[number] if number else None for number in ids]
+def by_ids(ids: Sequence[int], specs: Iterable[GroupSpec]) -> list[Choice | None]:
+    """What each group goes through by a peer's offer: always a codec that this side had said it takes, or 0; no ids: no
+    group goes through any. ProtocolError for a codec that does not take its group.
+    """
+    known = {codec.wire_id: codec for codec in codecs()}
+    found: list[Choice | None] = []
+    for spec, number in zip(specs, ids or repeat(0), strict=False):
+        if number and not known[number].takes(spec):
+            what = f"which is {spec.kind.value} of {spec.dtype.value}"
+            raise ProtocolError(f"an offer names codec {known[number].name!r} for group {spec.name!r:.80}, {what}")
+        found.append(Choice(known[number], automatic=False) if number else None)
+    return found
 
 
 def check_names(compression: str | Mapping[str, str]) -> None:

@@ -84,6 +84,7 @@ ZSTD = ["zstd", 1, True]
 
 CODECS: dict[str, Lie] = {
     "an offer through a codec that nobody has": link(offering([200]), "names codec 200, which this side's hello"),
+    "an offer through a codec for other numbers": link(offering([2]), "names codec 'bf16' for group 'full', which is"),
     "an offer through codecs of two groups": link(offering([1, 1]), "an offer of 1 groups names codecs for 2"),
     "an offer through 64 codecs": link(offering([1] * 64), "an offer of 1 groups names codecs for 64"),
     "an offer through 65 codecs": link(offering_oddly([1] * 65), "offer: codecs is"),

@@ -158,8 +158,11 @@ def test_what_a_side_takes() -> None:
 
 
 def test_what_a_peer_named() -> None:
-    assert by_ids([]) == []
-    assert by_ids([0, 4, 1]) == [None, Choice(find_codec("int8"), False), Choice(find_codec("zstd"), False)]
+    groups = FULL, WINDOW, STATE
+    assert by_ids([], groups) == [None] * 3
+    assert by_ids([0, 4, 1], groups) == [None, Choice(find_codec("int8"), False), Choice(find_codec("zstd"), False)]
+    with pytest.raises(ProtocolError, match=r"names codec 'int8' for group 'state', which is recurrent of fp32"):
+        by_ids([0, 0, 4], groups)
 
 
 def test_no_more_than_a_hello_holds() -> None:

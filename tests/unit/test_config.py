@@ -93,7 +93,7 @@ def test_it_can_be_handed_to_another_process(compression: str | dict[str, str]) 
         assert again == config
         assert again.compression == compression
         with pytest.raises(TypeError):
-            again.compression["mla"] = "off"
+            again.compression["mla"] = "off"  # type: ignore[index]
 
 
 def test_every_field_says_what_it_is() -> None:

@@ -208,6 +208,7 @@ cdef bint claim(lane_t *lane, batch_t *b) noexcept nogil:
     cdef u64 now
     b.runs = b.frames = 0
     b.fresh = b.encodes = 0
+    b.encode_ns = 0
     b.control = 0
     lane.paced_until_ns = 0
     pthread_mutex_lock(&link.lock)

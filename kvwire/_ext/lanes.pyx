@@ -12,12 +12,12 @@ from kvwire._ext.core cimport *
 from kvwire._ext.engine cimport Engine
 from kvwire._ext.frame cimport HEADER_BYTES
 from kvwire._ext.lanelog cimport entry_t, log_init
-from kvwire._ext.lanestats cimport copy_stats, stats_t
-from kvwire._ext.link cimport (forget_dirty, held_for, in_end, lane_free, lane_hedge, let_go, mark_dirty, out_end,
+from kvwire._ext.lanestats cimport copy_link_stats, copy_stats, link_stats_t, stats_t
+from kvwire._ext.link cimport (forget_dirty, in_end, lane_free, lane_hedge, let_go, mark_dirty, out_end,
                                out_unref, signal_engine, wake_all, wake_worker)
 from kvwire._ext.pacer cimport pacer_set
 from kvwire._ext.seal cimport seal_free, seal_of
-from kvwire._ext.sendqueue cimport CLASSES, queue_clear, queue_free, queue_idle, queue_oldest
+from kvwire._ext.sendqueue cimport CLASSES, queue_clear, queue_free
 
 from kvwire._ext.frame import ERRORS
 from kvwire.errors import Closed, LocalError
@@ -282,36 +282,18 @@ cdef class EngineLink:
         return out
 
     def link_stats(self):
-        cdef link_t *c = &self.c
-        cdef lane_t *l
-        cdef u64 queued[CLASSES]
-        cdef u64 oldest[CLASSES]
-        cdef u64 now, idle, paced, sent, acked, hedged, resent, inflight
-        cdef u64 encoded, encode_ns, coded_plain, coded_wire, decoded, decode_ns
-        cdef int k
-        look_at(c)
-        now = now_ns()
-        for k in range(CLASSES):
-            queued[k] = c.queue.klass[k].bytes
-            oldest[k] = queue_oldest(&c.queue, k)
-        idle = queue_idle(&c.queue, now)
-        paced = c.paced_ns + held_for(c, now)
-        sent = c.ended_sent_bytes
-        acked, hedged, resent, inflight = c.acked_bytes, c.hedged_bytes, c.resent_bytes, c.inflight_bytes
-        encoded, encode_ns, decoded, decode_ns = c.encoded_bytes, c.encode_ns, c.decoded_bytes, c.decode_ns
-        coded_plain, coded_wire = c.coded_plain_bytes, c.coded_wire_bytes
-        l = c.lanes
-        while l != NULL:
-            sent += 0 if l.retired else kv_look(&l.tx_bytes)
-            l = l.next_in_link
-        looked_at(c)
+        cdef link_stats_t s
+        look_at(&self.c)
+        copy_link_stats(&self.c, &s)
+        looked_at(&self.c)
         return {
-            "now_ns": now, "queued_bytes": tuple([queued[k] for k in range(CLASSES)]),
-            "oldest_ns": tuple([now - oldest[k] if oldest[k] and now > oldest[k] else 0 for k in range(CLASSES)]),
-            "idle_ns": idle, "paced_ns": paced, "sent_bytes": sent, "acked_bytes": acked, "hedged_bytes": hedged,
-            "resent_bytes": resent, "inflight_bytes": inflight, "encoded_bytes": encoded, "encode_ns": encode_ns,
-            "coded_plain_bytes": coded_plain, "coded_wire_bytes": coded_wire, "decoded_bytes": decoded,
-            "decode_ns": decode_ns,
+            "now_ns": s.now_ns, "queued_bytes": tuple([s.queued[k] for k in range(CLASSES)]),
+            "oldest_ns": tuple([s.now_ns - s.oldest[k] if s.oldest[k] and s.now_ns > s.oldest[k] else 0
+                                for k in range(CLASSES)]),
+            "idle_ns": s.idle_ns, "paced_ns": s.paced_ns, "sent_bytes": s.sent_bytes, "acked_bytes": s.acked_bytes,
+            "hedged_bytes": s.hedged_bytes, "resent_bytes": s.resent_bytes, "inflight_bytes": s.inflight_bytes,
+            "encoded_bytes": s.encoded_bytes, "encode_ns": s.encode_ns, "coded_plain_bytes": s.coded_plain_bytes,
+            "coded_wire_bytes": s.coded_wire_bytes, "decoded_bytes": s.decoded_bytes, "decode_ns": s.decode_ns,
         }
 
     @property

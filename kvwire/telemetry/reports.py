@@ -248,7 +248,7 @@ class EgressReport:
     compression: str
     """Whether automatic codecs encode, now: "on" or "off". Link."""
     compression_reason: str
-    """The reason for that, one of a few fixed texts, now. Link."""
+    """Name of the reason for that, one of a few fixed texts, now. Link."""
     compression_ratio: float
     """Ratio: bytes of payload that automatic codecs were tried on lately, over what they left; 0.0: of none. Link."""
     coded_plain_bytes: int

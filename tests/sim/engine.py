@@ -21,6 +21,7 @@ from tests.sim.sockets import here
 from tests.sim.transfers import SimInTransfer, SimOutTransfer
 
 LONG_STEP_S = 0.05
+CODED = ("encoded_bytes", "encode_ns", "coded_plain_bytes", "coded_wire_bytes", "decoded_bytes", "decode_ns")
 
 
 class SimEngine:
@@ -177,6 +178,11 @@ class SimEngineLink:
         self.pacer.set(average_Bps, peak_Bps, self.engine.now_ns)
         self.inflight_cap = inflight_cap
         self.wake()
+
+    def set_affordable(self, on: bool) -> None:
+        """Cells are never coded here."""
+        self.check()
+        del on
 
     def may_claim(self) -> bool:
         """Whether something is ready, and neither the pacer nor the cap on what is in flight is in the way."""

@@ -18,6 +18,7 @@ from typing import Any
 from unittest import mock
 
 import kvwire
+import kvwire.cores
 import kvwire.link
 import kvwire.sockets
 from kvwire._ext import engine, incoming, lanes, outgoing
@@ -48,6 +49,17 @@ def _open(path: str, flags: int) -> int:
 
 def _close(fd: int) -> None:
     """As `_open`."""
+
+
+class IdleCores:
+    """Of a host that does nothing else. What this one does must not show in a scenario."""
+
+    def __init__(self, now: float) -> None:
+        del now
+
+    def idle(self, now: float) -> float:
+        del now
+        return 2.0
 
 
 class CountingTable(dict[Any, Any]):
@@ -100,6 +112,7 @@ def simulated(rng: random.Random, counts: Counter[str]) -> Iterator[None]:
         (outgoing.OutTransfer, SimOutTransfer),
         (incoming.InTransfer, SimInTransfer),
         (kvwire.link.Link, SimLink),
+        (kvwire.cores.Cores, IdleCores),
     ]
     with contextlib.ExitStack() as stack:
         for module in _modules():

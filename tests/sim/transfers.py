@@ -14,6 +14,7 @@ from kvwire._ext.ledger import Ledger
 from kvwire.errors import AttachmentError, Closed, ProtocolError, ReadyError, SpecError
 
 if TYPE_CHECKING:
+    from kvwire._ext.coding import Coding
     from kvwire._ext.handles import State
     from tests.sim.engine import SimEngineLink
     from tests.sim.lane import Lane
@@ -38,8 +39,10 @@ class SimOutTransfer:
         klass: int = 1,
         deadline_ns: int = 0,
         ranks: Sequence[int] | None = None,
+        codings: list[Coding | None] | None = None,
     ) -> None:
         link.check()
+        del codings  # cells are never coded here
         self.link = link
         self.id = transfer
         self.klass = klass
@@ -235,6 +238,9 @@ class SimOutTransfer:
             self.link.queue.remove(self.id, now_ns=self.link.engine.now_ns)
             self.link.engine.mark(self)
 
+    def coded(self) -> list[tuple[int, int]]:
+        return [(0, 0)] * len(self.segments)
+
     def abort(self) -> State:
         self.end("aborted")
         while self.readers:
@@ -267,9 +273,16 @@ class SimInTransfer:
     """The receiving half: which segments are complete, and whether all is committed."""
 
     def __init__(
-        self, link: SimEngineLink, transfer: int, segments: list[Segment], cell_bytes: int, attachment: bool
+        self,
+        link: SimEngineLink,
+        transfer: int,
+        segments: list[Segment],
+        cell_bytes: int,
+        attachment: bool,
+        codings: list[Coding | None] | None = None,
     ) -> None:
         link.check()
+        del codings
         self.link = link
         self.id = transfer
         self.segments = segments
@@ -365,6 +378,9 @@ class SimInTransfer:
             self.state = state
             self.link.inc.pop(self.id)
             self.link.engine.mark(self)
+
+    def coded(self) -> list[tuple[int, int]]:
+        return [(0, 0)] * len(self.segments)
 
     def abort(self) -> State:
         self.end("aborted")

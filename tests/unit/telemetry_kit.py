@@ -7,12 +7,22 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from kvwire.congestion import Budget, Decision, LaneSample, PathSample
-from kvwire.telemetry import Callback, EgressReport, LinkState, ListenerCounts, Listeners, Remove, ReportBuilder
+from kvwire.telemetry import (
+    Callback,
+    CompressionState,
+    EgressReport,
+    LinkState,
+    ListenerCounts,
+    Listeners,
+    Remove,
+    ReportBuilder,
+)
 
 MSS = 1448
 HEADERS = 52
 NOT_SUMMED = {"interval_s", "lanes", "rtt_s", "min_rtt_s", "queued_bytes", "oldest_s", "idle_s", "paced_s"}
 OF_QUEUE = {"hedged_bytes", "resent_bytes"}
+OF_QUEUE |= {"encoded_bytes", "encode_s", "coded_plain_bytes", "coded_wire_bytes", "decoded_bytes", "decode_s"}
 
 
 def lane(number: int = 0, **more: Any) -> LaneSample:
@@ -76,6 +86,9 @@ class ANode:
 
 
 BUDGET = Budget(max_bps=5e8, min_bps=1e7, lease_s=60.0)
+CODECS = CompressionState(
+    on=True, reason="worth it", ratio=1.5, encode_Bps=1.5e9, decode_Bps=3e9, peer_decode_Bps=6e9, link_Bps=1.2e8
+)
 DECISION = Decision(pace_bps=4e8, peak_bps=8e8, inflight_cap=1 << 20)
 
 
@@ -84,5 +97,11 @@ def full_report(link: str = "a", lanes: int = 2) -> EgressReport:
     builder = ReportBuilder()
     for tick in range(20):
         builder.sample(0.1 * (tick + 1), at_rate(1e8, lanes=lanes))
-    state: dict[str, Any] = {"budget": BUDGET, "lease_left_s": 12.5, "decision": DECISION, "outgoing": (0, 3, 1)}
+    state: dict[str, Any] = {
+        "budget": BUDGET,
+        "lease_left_s": 12.5,
+        "decision": DECISION,
+        "compression": CODECS,
+        "outgoing": (0, 3, 1),
+    }
     return made(builder, 2.0, link=link, tenant="acme", **state)

@@ -181,7 +181,7 @@ def test_a_number_that_is_changed_to_fit(provider: Cipher) -> None:
     [
         ({"version": 2}, "version"),
         ({"flags": 1}, "version"),
-        ({"codec": 1}, "version"),
+        ({"codec": 1}, "length"),
         ({"type": 4}, "type"),
         ({"sequence": 1}, "sequence"),
         ({"plain_len": 17}, "length"),

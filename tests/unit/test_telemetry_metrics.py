@@ -74,6 +74,8 @@ def test_values_are_the_reports() -> None:
     assert value(node, "kvwire_lanes_by_congestion", congestion="cubic") == 2
     assert value(node, "kvwire_budget_lease_left_seconds") == 12.5
     assert value(node, "kvwire_link_info", tenant="acme") == 1
+    assert value(node, "kvwire_compression_info", reason="worth it") == value(node, "kvwire_compressing") == 1
+    assert value(node, "kvwire_encode_rate_bits_per_second") == 1.2e10
 
 
 def test_what_is_not_known_is_absent() -> None:
@@ -84,7 +86,9 @@ def test_what_is_not_known_is_absent() -> None:
         "kvwire_eta_gib_seconds", "kvwire_controller_pace_bits_per_second", "kvwire_controller_peak_bits_per_second",
         "kvwire_controller_inflight_cap_bytes", "kvwire_budget_max_bits_per_second",
         "kvwire_budget_min_bits_per_second", "kvwire_budget_lease_left_seconds", "kvwire_lanes_by_congestion",
-        "kvwire_rtt_seconds",
+        "kvwire_rtt_seconds", "kvwire_compression_ratio", "kvwire_encode_rate_bits_per_second",
+        "kvwire_decode_rate_bits_per_second", "kvwire_peer_decode_rate_bits_per_second",
+        "kvwire_link_rate_bits_per_second",
     }  # fmt: skip
 
 

@@ -36,8 +36,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 BELOW_ASYNCIO = BASE | {"_ext", "wire", "congestion", "security", "codecs", "pool", "telemetry"}
 ASYNCIO = {"sockets", "link", "lanes", "driver", "control", "dialler", "acceptor", "node", "transfer", "outgoing"}
-ASYNCIO |= {"incoming", "outcomes", "guard", "journal", "exchange", "egress", "sampling", "codings", "compression"}
-ASYNCIO |= {"cores"}
+ASYNCIO |= {"incoming", "outcomes", "guard", "journal", "exchange", "egress", "sampling", "codings"}
+ASYNCIO |= {"compression", "cores"}
 MAY_IMPORT |= {part: BELOW_ASYNCIO | ASYNCIO for part in {"__init__"} | ASYNCIO}
 
 PURE = {"wire", "congestion"}

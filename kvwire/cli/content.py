@@ -71,7 +71,7 @@ def _normal(shape: tuple[int, ...], start: int) -> Floats:
     every CPU and with every numpy: the two ends may be two hosts."""
     words = splitmix64(np.arange(start, start + 3 * math.prod(shape), dtype=np.uint64))
     pieces = words.astype("<u8").view("<u2").reshape(*shape, 12)
-    return pieces.sum(axis=-1, dtype=np.int64) / 65536 - 6.0
+    return np.asarray(pieces.sum(axis=-1, dtype=np.int64) / 65536 - 6.0, np.float64)
 
 
 def _power(exponents: Floats) -> Floats:

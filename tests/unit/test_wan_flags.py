@@ -83,7 +83,7 @@ def test_each_scenario_has_its_own_sizes(words: list[str], scenario: str, size: 
         (["--step", "1g", "--vs-compression", "off"], "--vs-compression does not go with --step"),
         (
             ["--cold", "--vs-compression", "off"],
-            "--vs-compression and --cold do not go together: automatic codecs decide",
+            "--vs-compression and --cold do not go together: automatic codecs",
         ),
         (["--vs-compression", "off,auto"], "--vs-compression auto compares another compression with what is that"),
     ],

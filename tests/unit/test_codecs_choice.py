@@ -12,6 +12,7 @@ from kvwire._ext import zstdlib
 from kvwire.codecs import codecs, registry
 from kvwire.codecs.choice import Choice, by_ids, check_names, choose, tag, taken
 from kvwire.codecs.registry import MOST
+from kvwire.errors import ProtocolError
 
 FULL = GroupSpec.attention("full", (0, 1), DType.BF16, block_tokens=16, heads=2, head_dim=8)
 WINDOW = GroupSpec.attention("window", (2,), DType.FP32, block_tokens=16, heads=2, head_dim=8, window=64)

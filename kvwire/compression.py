@@ -95,7 +95,10 @@ class Compression:
         if now - since >= RATIO_S:
             cores = (stats["decode_ns"] - ns) / 1e9 / (now - since)
             self._decoded = now, stats["decode_ns"], cores
-        return int(min(self._workers, self._cores.idle(now) + cores) / (1 / self._decoding.Bps + 1 / WORKER_Bps))
+        workers = min(self._workers, self._cores.idle(now) + cores)
+        return max(
+            1, int(workers / (1 / self._decoding.Bps + 1 / WORKER_Bps))
+        )  # none at all is not the same as not known
 
     # --- the rule -------------------------------------------------------------------------------------------------
 

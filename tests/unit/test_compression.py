@@ -146,4 +146,6 @@ def test_what_this_node_decodes_is_told_with_grants(
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + 2.0)
     engine.stats |= {"decoded_bytes": 3 * 10**9, "decode_ns": 3 * 10**9 // 2}
-    assert 0 < link.decode_Bps < int(1 / (1 / 2e9 + 1 / 2.5e9)), "no core is idle but those that decode"
+    assert 1 < link.decode_Bps < int(1 / (1 / 2e9 + 1 / 2.5e9)), "no core is idle but those that decode"
+    monkeypatch.setattr(time, "monotonic", lambda: now + 4.0)
+    assert link.decode_Bps == 1, "none at all, which is not the same as not known"

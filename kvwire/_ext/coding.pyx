@@ -34,7 +34,7 @@ cdef bint gauge_wants(gauge_t *g, bint affordable, u64 *sample_due_ns, u64 now) 
 cdef void gauge_measured(gauge_t *g, u64 plain, u64 wire, u64 now) noexcept nogil:
     """A cell was encoded. `wire` as `plain`: it did not shrink."""
     cdef u64 share = wire * SHARE_ONE // plain
-    cdef bint worth
+    cdef u64 worth
     if g.samples:
         share = (7 * g.share + share) >> 3
     kv_show(&g.share, share)

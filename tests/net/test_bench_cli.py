@@ -70,6 +70,7 @@ def test_automatic_beside_off_and_a_codec() -> None:
     assert (result["compression"], result["content"]) == ("auto", "kv")
     for name in ("off", "zstd"):
         assert result[f"ratio_vs_{name}"] == pytest.approx(result["goodput_GBps"] / result[f"{name}_GBps"])
+        assert len(result[f"ratio_vs_{name}_runs"]) == 2
     assert 0 <= result["coded_share"] <= 1
     assert result["automatic"] in ("on", "off", None)
 

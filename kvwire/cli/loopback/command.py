@@ -225,6 +225,9 @@ class Rounds:
             if name == "plain" or name in self.settings:
                 other = statistics.median(run.goodput_GBps for run in self.runs[name])
                 result |= {f"ratio_vs_{name}": goodput / other, f"{name}_GBps": other}
+                rounds = zip(mine, self.runs[name], strict=True)
+                ratios = [round(one.goodput_GBps / beside.goodput_GBps, 4) for one, beside in rounds]
+                result |= {f"ratio_vs_{name}_runs": ratios}
         if "page" in self.runs:
             other = statistics.median(run.goodput_GBps for run in self.runs["page"])
             result |= {

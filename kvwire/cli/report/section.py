@@ -85,7 +85,7 @@ NOT_COMPRESSION = ("iperf3", "plain", "page", "ideal", "fair_share")
 def compressed(record: Fields) -> list[str]:
     """The other settings of compression that it was compared with."""
     names = [name.removeprefix("ratio_vs_") for name in record.names() if name.startswith("ratio_vs_")]
-    return [name for name in names if name not in NOT_COMPRESSION]
+    return [name for name in names if name not in NOT_COMPRESSION and not name.endswith("_runs")]
 
 
 def compression(record: Fields) -> list[tuple[str, str]]:

@@ -129,6 +129,9 @@ class Rounds:
             other_bps = statistics.median(timed.goodput_bps for timed in found)
             result |= {
                 f"ratio_vs_{name}": goodput_bps / other_bps,
+                f"ratio_vs_{name}_runs": [
+                    mine.goodput_bps / timed.goodput_bps for mine, timed in zip(self.timed, found, strict=True)
+                ],
                 f"{name}_bps": other_bps,
                 f"{name}_bps_runs": [timed.goodput_bps for timed in found],
             }

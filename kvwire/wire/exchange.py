@@ -29,11 +29,13 @@ from kvwire.types import Grant, Manifest
 from kvwire.wire import events, schema, states
 from kvwire.wire.manifest import check_grant, model_misfit, pack_manifest, pack_runs, unpack_manifest, unpack_runs
 from kvwire.wire.states import Transfer
-from kvwire.wire.transfers import Entry, Transfers
+from kvwire.wire.transfers import Entry, Transfers, ledger_bytes
 
 REASON_CHARS = 2048
 LEAST_S = 0.001
 """What is left of a deadline at least, of which a timer has not heard yet."""
+LEDGER_MORE_BYTES = 64
+"""What a LEDGER takes more than its GRANT, beside the bits: the names and lengths of two fields, and some to spare."""
 RESUMED_BYTES = 16
 """What a transfer may take in a RESUME, at least: a u64, and its part of what is around it."""
 
@@ -98,7 +100,8 @@ class Exchange(ABC):
         return transfer
 
     def grant(self, now: float, transfer: int, grant: Grant) -> None:
-        """Accept an offer. PlacementError where the grant does not fit it; Closed where it is over."""
+        """Accept an offer. PlacementError where the grant does not fit it; LimitExceeded where it, or its ledger should
+        the link be resumed, is more than the peer reads at once; Closed where it is over."""
         peer = self._open()
         entry = self._incoming.get(transfer)
         if entry is None:
@@ -107,6 +110,12 @@ class Exchange(ABC):
         data = schema.encode(schema.GrantMessage(transfer, pack_runs(grant), grant.cell_bytes))
         if len(data) - schema.LENGTH_BYTES > peer.max_message_bytes:
             raise LimitExceeded(f"the grant takes {len(data)} bytes", hint="take fewer, longer runs of blocks")
+        ledger = len(data) + LEDGER_MORE_BYTES + ledger_bytes(entry.manifest, grant)
+        if ledger > peer.max_message_bytes:
+            raise LimitExceeded(
+                f"the ledger of what is granted may take {ledger} bytes; the peer's limit is {peer.max_message_bytes}",
+                hint="take larger cells or fewer blocks; or raise Config.max_message_bytes at the sender",
+            )
         self._incoming.step(now, transfer, "grant")
         entry.grant = grant
         self._queue(data)

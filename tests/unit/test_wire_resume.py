@@ -198,6 +198,23 @@ def test_all_that_has_to_be_told_again_may_be_more_than_a_peer_may_leave_unread(
     assert set(way.table(way.receiver)) == {*active, *lost}
 
 
+@pytest.mark.parametrize(
+    "more",
+    [schema.Goodbye("busy", ""), schema.Goodbye("closed", ""), schema.Ping(1), schema.Finished(bytes(32))],
+    ids=lambda message: type(message).__name__,
+)
+def test_what_comes_along_with_a_good_bye_that_suspends(more: schema.Message) -> None:
+    """A busy peer ends the attempt and not the link: what it says behind that, in the same bytes, is too late."""
+    pair = Pair()
+    pair.lose()
+    pair.dialler.resume(pair.now, b"R" * 32)
+    drain(pair.dialler)
+    pair.tell(pair.dialler, schema.Goodbye("busy", "no room"), more)
+    assert isinstance(only(pair.dialler, events.Suspended).error, LinkLost)
+    pair.resume()
+    assert pair.dialler.state is pair.acceptor.state is states.Session.OPEN
+
+
 def test_a_ledger_that_is_more_than_the_peer_reads() -> None:
     way = Way("dialler")
     way.granted()

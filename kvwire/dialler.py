@@ -24,8 +24,8 @@ REDIAL_FIRST_S = 0.05
 REDIAL_LONGEST_S = 2.0
 """A lane that was lost is dialled again at once, then at growing intervals."""
 PROVED_S = 1.0
-"""How long a lane has to be up, unless something has come over it, before the next one is dialled at once again: a peer
-that hangs up on whoever has joined is not to be stormed."""
+"""A lane that ends before, and over which nothing has come, was none: the next one waits as if it had never been up. A
+peer that hangs up on whoever has joined is not to be stormed."""
 REDIAL_CONTROL_S = 0.5
 """Longest interval for the control connection, as nothing moves without it; and how long it has to be up before the
 next loss is followed by a redial at once: a peer that hangs up as soon as it has greeted is not to be stormed."""
@@ -55,7 +55,7 @@ class Dialler:
         self._address = address
         self._redials = self._failed = 0
         self._dialling: set[asyncio.Task[None]] = set()
-        self._unproved: dict[int, float] = {}  # lanes, and since when each is up
+        self._unproved: dict[int, tuple[float, int]] = {}  # by lane: since when it is up, and `_redials` until then
         self._redialling: asyncio.Task[None] | None = None
         self._up = True
         self._redialled_at = self._up_at = -math.inf
@@ -142,7 +142,8 @@ class Dialler:
                 async with asyncio.timeout(config.handshake_timeout_s):
                     await link.loop.sock_sendall(sock, join)
                 link._lanes.add(sock, ticket.lane, ticket.incarnation, keys)
-            self._unproved[ticket.lane] = link.loop.time()
+            self._unproved[ticket.lane] = link.loop.time(), self._redials
+            self._redials = 0
             # Or as many as the acceptor had tickets for: a quota may leave a tenant no more.
             if link.lanes >= self.wanted or (len(self._dialling) == 1 and not self._failed):
                 self.all_up.set()
@@ -157,20 +158,12 @@ class Dialler:
             self._dialling.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     def want(self) -> None:
-        """Ask for tickets for the lanes that are missing, after a pause that grows until one has proved itself. What a
-        HELLO asked for may have been more than the acceptor had to give at that time."""
+        """Ask for tickets for the lanes that are missing, after a pause that grows until one is up. What a HELLO asked
+        for may have been more than the acceptor had to give at that time."""
         if not self._link.closed and not self._link.suspended and self._timer is None:
-            self._prove()
             pause = min(REDIAL_FIRST_S * 2 ** min(self._redials, 10), REDIAL_LONGEST_S)
             self._redials += 1
             self._timer = self._link.loop.call_later(pause, self._request)
-
-    def _prove(self) -> None:
-        """Lanes that have been up for a while: the next one need not wait."""
-        since = self._link.loop.time() - PROVED_S
-        for lane in [lane for lane, up_at in self._unproved.items() if up_at <= since]:
-            del self._unproved[lane]
-            self._redials = 0
 
     def _request(self) -> None:
         self._timer = None
@@ -230,9 +223,9 @@ class Dialler:
     def ended(self, lane: int, *, heard: bool) -> None:
         """A lane is gone; `heard`: something had come over it."""
         self._draining.discard(lane)
-        self._prove()
-        if self._unproved.pop(lane, None) is not None and heard:
-            self._redials = 0
+        up_at, redials = self._unproved.pop(lane, (-math.inf, 0))
+        if not heard and self._link.loop.time() < up_at + PROVED_S:
+            self._redials = max(self._redials, redials)
         if self._missing > 0:
             self.want()
 

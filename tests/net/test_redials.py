@@ -1,6 +1,7 @@
 """How a dialler goes on dialling a peer that hangs up, or says nothing: with pauses, and it says why."""
 
 import logging
+import math
 from dataclasses import replace
 
 import pytest
@@ -23,35 +24,41 @@ def dialler_of(pair: kit.Pair) -> Dialler:
     return pair.link._dialler
 
 
+async def hang_up(reader: object, writer: object) -> None:
+    """Which whoever serves does when this returns."""
+    del reader, writer
+
+
 async def test_a_peer_that_hangs_up_on_fresh_lanes() -> None:
     """That a lane was up for a moment is no reason to dial the next one at once."""
-
-    async def hang_up(reader: object, writer: object) -> None:
-        del reader, writer
-
     async with kit.joined() as pair, serving(hang_up) as port:
         dialler = dialler_of(pair)
-        honest = dialler._address
-        dialler._address = ("127.0.0.1", port)
+        honest, dialler._address = dialler._address, ("127.0.0.1", port)
         close_lanes(pair)
         await kit.eventually(lambda: dialler._redials >= 6, lambda: f"{dialler._redials} redials in a row")
         dialler._address = honest
         await kit.eventually(lambda: pair.link.lanes == 2, lambda: pair.link)
-        await kit.still_works(pair)  # which is what a lane proves itself by
-        assert any(stats["received_frames"] for stats in pair.link.lane_stats())
-        close_lanes(pair)
-        await kit.eventually(lambda: dialler._redials <= 2, lambda: f"{dialler._redials} redials in a row")
-        await kit.eventually(lambda: pair.link.lanes == 2, lambda: pair.link)
+        await kit.still_works(pair)
+        assert dialler._redials <= 2
 
 
-async def test_lanes_that_have_lived_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvwire.dialler.PROVED_S", 0.0)
-    async with kit.joined() as pair:
+@pytest.mark.parametrize("proof", ["age", "use"])
+async def test_a_lane_that_has_proved_itself(proof: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it ends the next one is dialled at once, however hard it was to get."""
+    monkeypatch.setattr("kvwire.dialler.PROVED_S", 0.0 if proof == "age" else math.inf)
+    async with kit.joined(client=Config(lanes=1)) as pair:
+        if proof == "use":
+            await kit.still_works(pair)
+            assert pair.link.lane_stats()[0]["received_frames"]
         dialler = dialler_of(pair)
-        dialler._redials = 100
+        dialler._unproved = {lane: (up_at, 100) for lane, (up_at, _) in dialler._unproved.items()}
+        assert dialler._unproved
+        incarnation = pair.link.lane_stats()[0]["incarnation"]
         close_lanes(pair)
-        await kit.eventually(lambda: dialler._redials <= 2, lambda: f"{dialler._redials} redials in a row")
-        await kit.eventually(lambda: pair.link.lanes == 2, lambda: pair.link)
+        await kit.eventually(
+            lambda: [stats for stats in pair.link.lane_stats() if stats["incarnation"] != incarnation], "a fresh lane"
+        )
+        assert dialler._redials < 100
 
 
 async def test_why_there_is_no_control_connection(caplog: pytest.LogCaptureFixture) -> None:

@@ -23,6 +23,9 @@ log = logging.getLogger("kvwire")
 REDIAL_FIRST_S = 0.05
 REDIAL_LONGEST_S = 2.0
 """A lane that was lost is dialled again at once, then at growing intervals."""
+PROVED_S = 1.0
+"""A lane that ends before, and over which nothing has come, was none: the next one waits as if it had never been up. A
+peer that hangs up on whoever has joined is not to be stormed."""
 REDIAL_CONTROL_S = 0.5
 """Longest interval for the control connection, as nothing moves without it; and how long it has to be up before the
 next loss is followed by a redial at once: a peer that hangs up as soon as it has greeted is not to be stormed."""
@@ -52,6 +55,7 @@ class Dialler:
         self._address = address
         self._redials = self._failed = 0
         self._dialling: set[asyncio.Task[None]] = set()
+        self._unproved: dict[int, tuple[float, int]] = {}  # by lane: since when it is up, and `_redials` until then
         self._redialling: asyncio.Task[None] | None = None
         self._up = True
         self._redialled_at = self._up_at = -math.inf
@@ -138,12 +142,14 @@ class Dialler:
                 async with asyncio.timeout(config.handshake_timeout_s):
                     await link.loop.sock_sendall(sock, join)
                 link._lanes.add(sock, ticket.lane, ticket.incarnation, keys)
+            self._unproved[ticket.lane] = link.loop.time(), self._redials
             self._redials = 0
             # Or as many as the acceptor had tickets for: a quota may leave a tenant no more.
             if link.lanes >= self.wanted or (len(self._dialling) == 1 and not self._failed):
                 self.all_up.set()
         except (KvwireError, OSError) as error:
-            log.info("no lane %d to %s: %s", ticket.lane, link.peer, error)
+            why = str(error) or f"the JOIN was not taken within {config.handshake_timeout_s:g} s"
+            log.info("no lane %d to %s: %s", ticket.lane, link.peer, why)
             self._failed += 1  # from another local address next time
             if not joined and link._egress.stalled:
                 self._stock.appendleft((came, ticket))  # nobody has seen it: good for another try
@@ -214,9 +220,12 @@ class Dialler:
                 self._draining.add(stats["lane"])
                 link.engine_link.drain_lane(stats["lane"])
 
-    def ended(self, lane: int) -> None:
-        """A lane is gone."""
+    def ended(self, lane: int, *, heard: bool) -> None:
+        """A lane is gone; `heard`: something had come over it."""
         self._draining.discard(lane)
+        up_at, redials = self._unproved.pop(lane, (-math.inf, 0))
+        if not heard and self._link.loop.time() < up_at + PROVED_S:
+            self._redials = max(self._redials, redials)
         if self._missing > 0:
             self.want()
 
@@ -229,6 +238,7 @@ class Dialler:
         self._stocked_at = -math.inf
         self._invited = 0
         self._draining.clear()
+        self._unproved.clear()
         self._settled.set()
         if self._up and self._link.loop.time() > self._up_at + REDIAL_CONTROL_S:
             self._pause_s = 0.0
@@ -266,7 +276,8 @@ class Dialler:
                     sock.close()
                     raise
             except (KvwireError, OSError) as error:  # TimeoutError is one too
-                log.info("no control connection to %s: %s", link.peer, error)
+                why = str(error) or f"it did not say who it is within {link.config.handshake_timeout_s:g} s"
+                log.info("no control connection to %s: %s", link.peer, why)
                 continue
             self._settled.clear()
             link.identity = who

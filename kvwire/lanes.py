@@ -87,7 +87,7 @@ class Lanes:
                 if len(self.faults) == LANE_FAULTS and now - self.faults[0] < FAULTS_S:
                     link._lose(IntegrityError(f"{LANE_FAULTS} lanes to {link.peer} went wrong, the last by {reason}"))
             if link._dialler is not None:
-                link._dialler.ended(lane)
+                link._dialler.ended(lane, heard=acked > 0)
 
     def note_keys(self, lanes: Sequence[LaneStats]) -> None:
         """Have it logged where a lane goes on with another key: once a second, should a peer do so all the time."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import socket
@@ -29,6 +30,7 @@ from kvwire.errors import (
     LinkLost,
     LocalError,
     RemoteError,
+    WrongThread,
 )
 from kvwire.guard import Guard
 from kvwire.incoming import Incoming
@@ -214,7 +216,15 @@ class Node:
             await self._offer_came.wait()
 
     async def close(self) -> None:
-        """Close every link and stop the engine. Transfers under way end with an error; idempotent."""
+        """Close every link and stop the engine. Transfers under way end with an error; idempotent.
+
+        Also once its event loop is closed, from any other. WrongThread from another one before that.
+        """
+        if self._loop.is_closed():
+            self._close_late()
+            return
+        if asyncio.get_running_loop() is not self._loop:
+            raise WrongThread("the node belongs to another event loop", hint="close it there, or close that loop first")
         if self._closing is None:
             self._closed = True
             self._offer_came.set()
@@ -228,10 +238,23 @@ class Node:
             await link.close()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        self._loop.remove_reader(self.engine.fileno())
+        self._let_go()
+
+    def _close_late(self) -> None:
+        """Nothing of it runs any more: the loop's tasks have ended with it, unless somebody closed it under them."""
+        self._closed = True
+        for link in list(self._links):
+            link.engine_link.close()
+            with contextlib.suppress(RuntimeError):  # of a task that still waits, and that no loop will ever run again
+                link._lose(Closed("the link was closed"))
+        self._links.clear()
+        self._let_go()
+
+    def _let_go(self) -> None:
         if self._acceptor is not None:
             self._acceptor.close()
         self._guard.settle()
-        self._loop.remove_reader(self.engine.fileno())
         self.engine.close()
 
     async def __aenter__(self) -> Node:

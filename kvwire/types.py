@@ -9,8 +9,9 @@ from __future__ import annotations
 import enum
 import hashlib
 import math
+import operator
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kvwire.errors import SpecError
@@ -220,6 +221,7 @@ class GroupSpec:
 
     def part_bytes(self, index: int) -> int:
         """Bytes of part `index` in one block."""
+        _check_int(f"group {self.name}: number of a part", index, 0, len(self.parts) - 1)
         return math.prod(self.parts[index].shape) * self.dtype.itemsize
 
     def blocks_for(self, tokens: int) -> BlockRange:
@@ -285,16 +287,16 @@ def block_hashes(tokens: Sequence[int], block_tokens: int, *, seed: bytes = b"")
     put there what else decides the KV (model tag, adapter, tenant salt). A last, partial block is hashed too.
     """
     _check_int("block_tokens", block_tokens, 1, 1 << 30)
-    previous = hashlib.sha256(b"kvwire prefix 1" + seed).digest()[:16]
-    out: list[bytes] = []
-    for first in range(0, len(tokens), block_tokens):
-        try:
-            block = b"".join(int(token).to_bytes(8, "little") for token in tokens[first : first + block_tokens])
-        except (TypeError, ValueError, OverflowError) as error:
-            raise SpecError(f"tokens are integers in 0 to 2**64 - 1: {error}") from None
-        previous = hashlib.sha256(previous + block).digest()[:16]
-        out.append(previous)
-    return tuple(out)
+    if not isinstance(seed, bytes):
+        raise SpecError(f"seed is {seed!r:.80}; expected bytes")
+    out = [hashlib.sha256(b"kvwire prefix 1" + seed).digest()[:16]]
+    try:
+        for first in range(0, len(tokens), block_tokens):
+            block = b"".join(operator.index(it).to_bytes(8, "little") for it in tokens[first : first + block_tokens])
+            out.append(hashlib.sha256(out[-1] + block).digest()[:16])
+    except (TypeError, ValueError, OverflowError, LookupError) as error:
+        raise SpecError(f"tokens are a sequence of integers in 0 to 2**64 - 1: {error}") from None
+    return tuple(out[1:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,8 +376,11 @@ class Manifest:
         residency: str = "",
     ) -> Manifest:
         """A manifest that offers every block that `tokens` tokens make; `hashes` by group name."""
-        known = hashes or {}
-        groups = tuple(GroupOffer(s, s.blocks_for(tokens), known.get(s.name, ())) for s in specs)
+        if not isinstance(specs, Sequence) or not all(isinstance(spec, GroupSpec) for spec in specs):
+            raise SpecError(f"specs are {specs!r:.80}; expected a list of GroupSpec")
+        if not isinstance(hashes, Mapping | None):
+            raise SpecError(f"hashes are {hashes!r:.80}; expected a dict from group name to a tuple of bytes")
+        groups = tuple(GroupOffer(s, s.blocks_for(tokens), (hashes or {}).get(s.name, ())) for s in specs)
         return cls(request_id, model, tokens, groups, attachment, residency)
 
     @property
@@ -385,23 +390,18 @@ class Manifest:
 
     def group_index(self, name: str) -> int:
         """Position of the group called `name`."""
-        for index, group in enumerate(self.groups):
-            if group.spec.name == name:
-                return index
-        names = ", ".join(group.spec.name for group in self.groups)
-        raise SpecError(f"no group is called {name!r}; this manifest has {names}")
+        names = [group.spec.name for group in self.groups]
+        if name not in names:
+            raise SpecError(f"no group is called {name!r}; this manifest has {', '.join(names)}")
+        return names.index(name)
 
     def segment(self, name: str, layer: int) -> int:
         """Segment number of a layer of a group: (group, layer) in manifest order, the attachment last."""
-        first = 0
-        for group in self.groups:
-            if group.spec.name == name:
-                try:
-                    return first + group.spec.layers.index(layer)
-                except ValueError:
-                    raise SpecError(f"group {name} has no layer {layer}; it has {group.spec.layers}") from None
-            first += len(group.spec.layers)
-        return self.group_index(name)  # raises with the names there are
+        index = self.group_index(name)
+        layers = self.groups[index].spec.layers
+        if layer not in layers:
+            raise SpecError(f"group {name} has no layer {layer}; it has {layers}")
+        return sum(len(group.spec.layers) for group in self.groups[:index]) + layers.index(layer)
 
     def segments(self) -> tuple[tuple[str, int], ...]:
         """(group name, layer) of every segment in order, the attachment not among them."""

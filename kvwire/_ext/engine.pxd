@@ -9,4 +9,5 @@ cdef class Engine:
     cdef int threads               # that were started
     cdef bint is_open
     cdef object __weakref__
+    cdef void check_process(self) except *
     cdef void check(self) except *

@@ -245,10 +245,14 @@ cdef class Engine:
             self.threads += 1
         _engines.add(self)
 
-    cdef void check(self) except *:
+    cdef void check_process(self) except *:
+        """Closed in a forked child, where nothing happens any more that one could wait for."""
         self.c.gil_entries += 1
         if self.c.forked:
             raise Closed("the engine belongs to the parent process", hint="make a new node after the fork")
+
+    cdef void check(self) except *:
+        self.check_process()
         if not self.is_open:
             raise Closed("the engine is closed")
 

@@ -121,7 +121,7 @@ cdef class InTransfer:
         cdef int state
         cdef in_t *t = self.t
         cdef timespec until = deadline_in(timeout_s)
-        self.link.engine.c.gil_entries += 1
+        self.link.engine.check_process()
         with nogil:
             pthread_mutex_lock(&t.link.lock)
             while t.state == ACTIVE:
@@ -144,7 +144,7 @@ cdef class InTransfer:
         cdef in_t *t = self.t
         cdef timespec until = deadline_in(timeout_s)
         cdef bint complete
-        self.link.engine.c.gil_entries += 1
+        self.link.engine.check_process()
         if segment >= t.ledger.segments:
             raise ReadyError(f"no segment {segment}; this transfer has {t.segments}")
         with nogil:
@@ -159,6 +159,8 @@ cdef class InTransfer:
     def abort(self):
         cdef int state
         cdef in_t *t = self.t
+        if t.link.engine.forked:           # what the parent's workers do with its memory, no child can stop
+            return STATES[t.state]
         with nogil:
             pthread_mutex_lock(&t.link.lock)
             in_end(t, ABORTED)

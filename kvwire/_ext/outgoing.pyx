@@ -274,6 +274,7 @@ cdef class OutTransfer:
     def commit(self):
         cdef out_t *t = self.t
         cdef bint honest
+        self.link.engine.check_process()
         pthread_mutex_lock(&t.link.lock)
         honest = t.unsent_cells == 0
         if honest and t.state == ACTIVE:
@@ -323,7 +324,7 @@ cdef class OutTransfer:
         cdef int state
         cdef out_t *t = self.t
         cdef timespec until = deadline_in(timeout_s)
-        self.link.engine.c.gil_entries += 1
+        self.link.engine.check_process()
         with nogil:
             pthread_mutex_lock(&t.link.lock)
             while t.state == ACTIVE:
@@ -336,6 +337,8 @@ cdef class OutTransfer:
     def abort(self):
         cdef int state
         cdef out_t *t = self.t
+        if t.link.engine.forked:           # what the parent's workers do with its memory, no child can stop
+            return STATES[t.state]
         with nogil:
             pthread_mutex_lock(&t.link.lock)
             out_end(t, ABORTED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -11,6 +12,7 @@ from itertools import chain, pairwise
 from typing import BinaryIO
 
 from kvwire.errors import AuditError, LocalError
+from kvwire.security.files import open_at_once
 
 MAX_LINE = 256 * 1024
 """Bytes of a line: more than every field, each as long as it may be and each character escaped."""
@@ -68,7 +70,9 @@ def verify_audit(path: str | os.PathLike[str], head: str | None = None) -> Audit
     before = last = Line(0, "", "", NO_LINE)
     found = None
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=open_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise LocalError(f"{name} is no regular file")
             for line, following in pairwise(chain(_lines(file), (None,))):
                 assert line is not None
                 fault = _fault(before, last, line, following)

@@ -51,7 +51,7 @@ def is_there(path: Path) -> bool:
 def read(path: Path, *, private: bool = False) -> bytes:
     """The whole file. IdentityError where it cannot be read, or where others may read (`private`) or change it."""
     try:
-        with open(path, "rb", opener=_open_at_once) as file:
+        with open(path, "rb", opener=open_at_once) as file:
             mode = os.fstat(file.fileno()).st_mode
             if not stat.S_ISREG(mode):
                 raise IdentityError(f"{path} is no regular file")
@@ -62,7 +62,9 @@ def read(path: Path, *, private: bool = False) -> bytes:
                 )
             if mode & 0o002:
                 raise _writable(path, mode)
-            content = file.read(MAX_FILE_BYTES + 1)
+            content: bytes | None = file.read(MAX_FILE_BYTES + 1)
+            if content is None:  # some of what the kernel makes up as files (proc(5)) would have us wait
+                raise IdentityError(f"{path} has nothing to read yet", hint="it is to be a file with all its content")
     except (OSError, ValueError) as error:
         if isinstance(error, IdentityError):
             raise
@@ -110,8 +112,9 @@ def _writable(path: Path, mode: int) -> IdentityError:
     return IdentityError(f"{path} is writable by others (mode {mode & 0o7777:03o})", hint=f"chmod go-w {path}")
 
 
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a FIFO in its place must not stop us
+def open_at_once(path: str, flags: int) -> int:
+    """An opener for `open`: a FIFO in the file's place must not stop us."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 @contextlib.contextmanager

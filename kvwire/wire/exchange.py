@@ -33,10 +33,12 @@ from kvwire.wire.manifest import check_grant, model_misfit, pack_runs, unpack_ma
 from kvwire.wire.offers import encode_offer, most_alive
 from kvwire.wire.schema import clip
 from kvwire.wire.states import Transfer
-from kvwire.wire.transfers import Entry, Transfers
+from kvwire.wire.transfers import Entry, Transfers, ledger_bytes
 
 LEAST_S = 0.001
 """What is left of a deadline at least, of which a timer has not heard yet."""
+LEDGER_MORE_BYTES = 64
+"""What a LEDGER takes more than its GRANT, beside the bits: the names and lengths of two fields, and some to spare."""
 
 
 class Exchange(ABC):
@@ -92,7 +94,8 @@ class Exchange(ABC):
 
     def grant(self, now: float, transfer: int, grant: Grant, *, decode_Bps: int = 0) -> None:
         """Accept an offer. `decode_Bps`: plain bytes per second that this side decodes; 0: not known. PlacementError
-        where the grant does not fit it; Closed where it is over."""
+        where the grant does not fit it; LimitExceeded where it, or its ledger should the link be resumed, is more than
+        the peer reads at once; Closed where it is over."""
         peer = self._open()
         entry = self._incoming.get(transfer)
         if entry is None:
@@ -101,6 +104,12 @@ class Exchange(ABC):
         data = schema.encode(schema.GrantMessage(transfer, pack_runs(grant), grant.cell_bytes, decode_Bps))
         if len(data) - schema.LENGTH_BYTES > peer.max_message_bytes:
             raise LimitExceeded(f"the grant takes {len(data)} bytes", hint="take fewer, longer runs of blocks")
+        ledger = len(data) + LEDGER_MORE_BYTES + ledger_bytes(entry.manifest, grant)
+        if ledger > peer.max_message_bytes:
+            raise LimitExceeded(
+                f"the ledger of what is granted may take {ledger} bytes; the peer's limit is {peer.max_message_bytes}",
+                hint="take larger cells or fewer blocks; or raise Config.max_message_bytes at the sender",
+            )
         self._incoming.step(now, transfer, "grant")
         entry.grant = grant
         self._queue(data)

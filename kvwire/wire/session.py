@@ -94,7 +94,7 @@ class Session(Exchange):
         try:
             while (message := self._reader.next()) is not None:
                 self._receive(now, message)
-                if self._closed:
+                if self.state in (states.Session.CLOSED, states.Session.SUSPENDED):  # the rest is too late, too
                     break
         except ProtocolError as error:
             self._fail(error)

@@ -44,6 +44,15 @@ class Entry:
     """What is remembered of it once it is over."""
 
 
+def ledger_bytes(manifest: Manifest, grant: Grant) -> int:
+    """Of a grant's ledger: a bit for each cell of each segment."""
+    cells = int(manifest.attachment)
+    for index, offer in enumerate(manifest.groups):
+        segment_bytes = grant.blocks(index) * offer.spec.block_bytes
+        cells += len(offer.spec.layers) * -(-segment_bytes // grant.cell_bytes)
+    return -(-cells // 8)
+
+
 class Transfers:
     """A table of transfers by id, `most` at once. Ids of one direction rise strictly; `newest` is the last one used."""
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 
 import pytest
 
@@ -18,6 +19,7 @@ from kvwire import (
     Outgoing,
     PeerAborted,
     ReadyError,
+    WrongThread,
 )
 from tests.net import kit
 from tests.net.kit import Caches, Pair, granted, joined, manifest, offered
@@ -284,6 +286,48 @@ async def test_a_node_that_is_closed() -> None:
         with pytest.raises(Closed, match="the node is closed"):
             await use
     assert node.links == ()
+
+
+async def linked() -> tuple[Node, Node, Incoming]:
+    """Two nodes that nobody closes yet, and a transfer between them."""
+    offer = manifest()
+    server, client = await kit.serve(), await kit.start()
+    link = await client.connect("127.0.0.1", server.port)
+    _, incoming = await granted(link, server, offer, Caches(offer), Caches(offer))
+    return server, client, incoming
+
+
+def close_late(server: Node, client: Node, incoming: Incoming) -> None:
+    for _ in range(2):
+        asyncio.run(client.close())
+        asyncio.run(server.close())
+    assert not client.links
+    assert not server.links
+    with pytest.raises((Closed, LinkLost)):
+        incoming.wait_committed(1)
+    with pytest.raises(Closed, match="the node is closed"):
+        asyncio.run(client.connect("127.0.0.1", 7878))
+
+
+def test_nodes_that_outlive_their_loop() -> None:
+    """They can be closed from any other then, and only then, and leave nothing behind."""
+    with asyncio.Runner() as runner:
+        server, client, incoming = runner.run(linked())
+        with pytest.raises(WrongThread, match="belongs to another event loop"):
+            asyncio.run(client.close())
+        assert client.links
+    close_late(server, client, incoming)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+def test_nodes_whose_loop_is_closed_under_them() -> None:
+    """Of its tasks asyncio says that they were destroyed while they waited, and the sockets go with them."""
+    loop = asyncio.new_event_loop()
+    server, client, incoming = loop.run_until_complete(linked())
+    loop.close()
+    close_late(server, client, incoming)
+    del loop, server, client, incoming
+    gc.collect()
 
 
 async def test_use_after_the_commit() -> None:

@@ -299,9 +299,14 @@ def test_fork() -> None:
                 pair.sender.suspend,
                 lambda: out.resume(b""),
                 lambda: pair.transfer(source, target, id=4),
+                out.commit,
+                lambda: out.wait(1e9),
+                lambda: inc.wait(1e9),
+                lambda: inc.wait_segment(0, 1e9),
             ):
                 with pytest.raises(Closed, match="parent"):
                     call()
+            assert out.abort() == inc.abort() == "active"  # as the parent has it
 
         def drop() -> None:
             nonlocal out, inc, pair

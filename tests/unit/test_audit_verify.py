@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from hashlib import sha256
 from pathlib import Path
 
@@ -248,6 +250,18 @@ def test_what_cannot_be_read_ends_with_2(
     said = capsys.readouterr()
     assert sentence in said.err
     assert said.out == ""
+
+
+@pytest.mark.parametrize("writers", [0, 1])
+def test_a_fifo_in_the_place_of_a_log(tmp_path: Path, writers: int) -> None:
+    """Nobody waits for somebody to write to it."""
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    with contextlib.ExitStack() as stack:
+        if writers:
+            stack.callback(os.close, os.open(path, os.O_RDWR))
+        with pytest.raises(LocalError, match="fifo is no regular file"):
+            verify_audit(path)
 
 
 def test_what_is_no_log_is_read_in_bounds(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from kvwire import AuthenticationFailed, Authority, Identity, IdentityError, Peer, pin, revoke, self_signed
 from kvwire.security.certificates import parse_key, read_certificates
+from kvwire.security.files import read
 from tests.unit.security_kit import DECODE, OTHER, PREFILL, ca_of, forge, key_pem, meet, put, under_one_ca
 
 PUBLIC = 0o644
@@ -133,6 +134,19 @@ def test_what_is_wrong_with_which_file(pair: tuple[Path, Path], how: str, senten
     damage(pair[0], how)
     with pytest.raises(IdentityError, match=sentence):
         Identity.load(pair[0])
+
+
+def test_a_file_that_has_nothing_to_read_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As some in /proc have it, which are regular files and want to be waited for. A FIFO stands for one here."""
+    path = tmp_path / "identity.pem"
+    os.mkfifo(path, 0o600)
+    monkeypatch.setattr(stat, "S_ISREG", stat.S_ISFIFO)
+    writer = os.open(path, os.O_RDWR)
+    try:
+        with pytest.raises(IdentityError, match=r"identity\.pem has nothing to read yet"):
+            read(path)
+    finally:
+        os.close(writer)
 
 
 def test_pins_that_pin_nobody(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import FrozenInstanceError
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,6 +60,11 @@ def manifest(**changes: Any) -> Manifest:
         "groups": (GroupOffer(attention(), BlockRange(0, 3)), GroupOffer(STATE, BlockRange(0, 1))),
     }
     return Manifest(**(arguments | changes))
+
+
+def of(specs: Any, **changes: Any) -> Manifest:
+    arguments: dict[str, Any] = {"request_id": "r", "model": MODEL, "tokens": 40}
+    return Manifest.of(specs=specs, **(arguments | changes))
 
 
 def test_specs_of_each_kind() -> None:
@@ -129,6 +135,10 @@ def test_what_a_kind_allows(kind: GroupKind, state: bool, subset: bool) -> None:
         (lambda: group(kind=GroupKind.CONV, block_tokens=0, window=0.0), "a state has no block_tokens"),
         (lambda: group(parts=(Part("k", (1 << 20, 1 << 20)),)), "bytes per block"),
         (lambda: attention(order="DHN"), "order is 'DHN'"),
+        (lambda: group().part_bytes(1), "number of a part is 1; expected an integer in 0 to 0"),
+        (lambda: group().part_bytes(-1), "number of a part is -1"),
+        (lambda: group().part_bytes(0.0), "number of a part is 0.0"),  # type: ignore[arg-type]
+        (lambda: group().part_bytes("k"), "number of a part is 'k'"),  # type: ignore[arg-type]
     ],
 )
 def test_specs_that_cannot_be(make: Callable[[], object], message: str) -> None:
@@ -173,14 +183,40 @@ def test_layout_digest_tells_layouts_apart() -> None:
 
 def test_block_hashes_by_their_definition() -> None:
     tokens, seed = list(range(1000, 1010)), b"salt"
+    engines_own: Any = np.array(tokens)
     previous, expected = hashlib.sha256(b"kvwire prefix 1" + seed).digest()[:16], []
     for block in (tokens[:4], tokens[4:8], tokens[8:]):
         previous = hashlib.sha256(previous + b"".join(t.to_bytes(8, "little") for t in block)).digest()[:16]
         expected.append(previous)
     assert block_hashes(tokens, 4, seed=seed) == tuple(expected)
     assert block_hashes([], 4) == ()
-    with pytest.raises(SpecError, match="block_tokens"):
-        block_hashes(tokens, 0)
+    assert block_hashes(engines_own, 4, seed=seed) == tuple(expected)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "more", "message"),
+    [
+        ([1, 2], {"block_tokens": 0}, "block_tokens is 0"),
+        ([1, 2], {"block_tokens": 4.0}, "block_tokens is 4.0"),
+        ([1, 2], {"seed": "salt"}, "seed is 'salt'; expected bytes"),
+        ([1.0, 2.5], {}, "tokens are a sequence of integers .*'float'"),
+        (["1", "2"], {}, "tokens are a sequence of integers .*'str'"),
+        ("12", {}, "tokens are a sequence of integers .*'str'"),
+        ([None], {}, "tokens are a sequence of integers .*'NoneType'"),
+        ([-1], {}, "tokens are a sequence of integers in 0 to"),
+        ([1 << 64], {}, "tokens are a sequence of integers in 0 to"),
+        (np.array([1.0]), {}, "tokens are a sequence of integers"),
+        (np.array([[1, 2], [3, 4]]), {}, "tokens are a sequence of integers"),
+        (5, {}, "tokens are a sequence of integers .*no len"),
+        (None, {}, "tokens are a sequence of integers .*no len"),
+        (iter([1]), {}, "tokens are a sequence of integers .*no len"),
+        ({1, 2}, {}, "tokens are a sequence of integers"),
+        ({1: 2}, {}, "tokens are a sequence of integers"),
+    ],
+)
+def test_tokens_that_have_no_hash(tokens: Any, more: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        block_hashes(tokens, **{"block_tokens": 4} | more)
 
 
 @given(
@@ -221,6 +257,15 @@ def test_equal_hashes_mean_equal_prefixes(tokens: list[int], other: list[int], b
             lambda: manifest(groups=(GroupOffer(attention(window=16), BlockRange(0, 3)),)),
             r"40 tokens make blocks 1\.\.3",
         ),
+        (lambda: of(STATE), "specs are GroupSpec.*expected a list of GroupSpec"),
+        (lambda: of(None), "specs are None"),
+        (lambda: of([STATE, "full"]), "expected a list of GroupSpec"),
+        (lambda: of([STATE], tokens="40"), "tokens is '40'"),
+        (lambda: of([attention()], tokens=40.0), "tokens is 40.0"),
+        (lambda: of([STATE], model="model"), "expected a ModelTag"),
+        (lambda: of([STATE], hashes=[b"x" * 16]), "expected a dict from group name to a tuple of bytes"),
+        (lambda: of([STATE], hashes={STATE.name: [b"x" * 16]}), "expected a tuple of bytes"),
+        (lambda: of([STATE], hashes={STATE.name: (1,)}), "not 16 bytes"),
     ],
 )
 def test_offers_that_cannot_be(make: Callable[[], object], message: str) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from kvwire import Closed, Config, LimitExceeded, LinkLost, LocalError, ProtocolError
+from kvwire import Closed, Config, DType, GroupSpec, LimitExceeded, LinkLost, LocalError, Manifest, ProtocolError
+from kvwire.types import BlockRange, Grant
 from kvwire.wire import JOIN_BYTES, Session, events, parse_join, schema, states
 from kvwire.wire.preamble import join_bytes
 from kvwire.wire.session import MAX_QUEUED_FACTOR
 from kvwire.wire.states import Transfer
 from kvwire.wire.transfers import Entry
-from tests.unit.wire_pair import CONFIG, Pair, Way, drain, make_manifest, messages, only, whole
+from tests.unit.wire_pair import CONFIG, MODEL, Pair, Way, drain, make_manifest, messages, only, whole
 
 MANIFEST = make_manifest()
 HALF = b"\x55\x05\x00"
@@ -198,6 +199,23 @@ def test_all_that_has_to_be_told_again_may_be_more_than_a_peer_may_leave_unread(
     assert set(way.table(way.receiver)) == {*active, *lost}
 
 
+@pytest.mark.parametrize(
+    "more",
+    [schema.Goodbye("busy", ""), schema.Goodbye("closed", ""), schema.Ping(1), schema.Finished(bytes(32))],
+    ids=lambda message: type(message).__name__,
+)
+def test_what_comes_along_with_a_good_bye_that_suspends(more: schema.Message) -> None:
+    """A busy peer ends the attempt and not the link: what it says behind that, in the same bytes, is too late."""
+    pair = Pair()
+    pair.lose()
+    pair.dialler.resume(pair.now, b"R" * 32)
+    drain(pair.dialler)
+    pair.tell(pair.dialler, schema.Goodbye("busy", "no room"), more)
+    assert isinstance(only(pair.dialler, events.Suspended).error, LinkLost)
+    pair.resume()
+    assert pair.dialler.state is pair.acceptor.state is states.Session.OPEN
+
+
 def test_a_ledger_that_is_more_than_the_peer_reads() -> None:
     way = Way("dialler")
     way.granted()
@@ -209,6 +227,34 @@ def test_a_ledger_that_is_more_than_the_peer_reads() -> None:
     way.pair.exchange()
     only(way.sender, events.Aborted)
     assert way.sender.state is way.receiver.state is states.Session.OPEN
+
+
+def test_a_grant_whose_ledger_would_be_more_than_the_peer_reads() -> None:
+    """Is refused at once, and not when the link is resumed; what is not refused can be told then."""
+    cells = 64  # of 4096 bytes, in a block
+    spec = GroupSpec.attention("full", range(2), DType.BF16, block_tokens=16, heads=64, head_dim=64)
+    blocks = 8 * CONFIG.max_message_bytes // (cells * len(spec.layers))
+    way = Way("dialler")
+    grants = [(blocks, 4096, False), (blocks, 8192, True), (blocks - 16, 4096, True)]
+    for number, (asked, cell_bytes, fits) in enumerate(grants):
+        transfer = way.pair.offer(Manifest.of(f"r{number}", MODEL, blocks * 16, [spec], attachment=True))
+        way.deliver(way.sender)
+        drain(way.receiver)
+        grant = Grant(((BlockRange(0, asked),),), cell_bytes)
+        if not fits:
+            with pytest.raises(LimitExceeded, match=r"ledger of what is granted may take 65\d+ bytes; .* is 65536"):
+                way.receiver.grant(way.pair.now, transfer, grant)
+            way.receiver.refuse(way.pair.now, transfer, "refused", "")  # it is on offer as before
+        else:
+            way.receiver.grant(way.pair.now, transfer, grant)
+            way.pair.exchange()
+            drain(way.sender)
+            way.resume()
+            bits = asked * cells * len(spec.layers) * 4096 // cell_bytes + 1
+            landed = bytes((bits + 7) // 8)
+            way.receiver.ledger(way.pair.now, transfer, landed)
+            way.deliver(way.receiver)
+            assert only(way.sender, events.LedgerCame).landed == landed
 
 
 def test_a_resume_names_all_transfers_in_one_message() -> None:

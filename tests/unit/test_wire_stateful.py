@@ -19,13 +19,15 @@ from tests.unit.wire_pair import Pair, drain, make_manifest, whole
 # One ping would be a lot of silence here: what is tested is transfers. And nobody gives a link up.
 PATIENT = Config(max_message_bytes=65536, max_transfers=4, ping_interval_s=3600.0, resume_timeout_s=86400.0)
 MANIFESTS = [make_manifest(f"r{number}", tokens=40) for number in range(5)]
-ONE_BLOCK = ((BlockRange(0, 1),), *((),) * (len(MANIFESTS[0].groups) - 1))
 SIDES = st.booleans()
 PICK = st.integers(0, 1 << 16)
 SELDOM = st.sampled_from([False, False, False, True])  # what ends a transfer, so that some get far
 
 
 class TwoSessions(RuleBasedStateMachine):
+    manifests = MANIFESTS
+    begun = 3  # each way, to begin with: all but one of them are granted
+
     def __init__(self) -> None:
         super().__init__()
         self.pair = Pair(PATIENT, PATIENT)
@@ -37,13 +39,13 @@ class TwoSessions(RuleBasedStateMachine):
         self.wanted: tuple[list[int], list[int]] = ([], [])  # ledgers that each has to give
         self.granted: set[int] = set()
         self.committed: set[int] = set()
-        for side in (False, True):  # something to begin with: two that are granted, and an offer
-            for which in range(3):
+        for side in (False, True):
+            for which in range(self.begun):
                 self.offer(side, which, 90.0, 180.0)
         self.travel_both_ways()
         for side in (False, True):
-            for which in (0, 0):
-                self.answer(side, which, False)
+            for _ in range(1, self.begun):
+                self.answer(side, 0, False)
         self.travel_both_ways()
 
     def transfers(self, side: bool, *, mine: bool, state: Transfer) -> list[int]:
@@ -75,6 +77,8 @@ class TwoSessions(RuleBasedStateMachine):
                     assert isinstance(event.error, OfferRefused | PeerAborted)
                     alive = {entry for table in tables(self.sessions[not side]) for entry in table._entries}
                     assert event.transfer not in alive
+                case events.Declined():  # the peer has waited for DRAINED for long enough, and offers in its place
+                    assert "under way" in event.reason
                 case events.Refused() | events.Drained() | events.OfferTimedOut() | events.TransferTimedOut():
                     pass
                 case events.Resumed():
@@ -96,7 +100,7 @@ class TwoSessions(RuleBasedStateMachine):
 
     @rule(side=SIDES, which=PICK, timeout_s=st.sampled_from([90.0, 1.0]), deadline_s=st.sampled_from([180.0, 2.0]))
     def offer(self, side: bool, which: int, timeout_s: float, deadline_s: float) -> None:
-        manifest = MANIFESTS[which % len(MANIFESTS)]
+        manifest = self.manifests[which % len(self.manifests)]
         with contextlib.suppress(DuplicateTransfer, LimitExceeded):
             self.pair.offer(manifest, by=self.sessions[side], timeout_s=timeout_s, deadline_s=deadline_s)
 
@@ -111,7 +115,8 @@ class TwoSessions(RuleBasedStateMachine):
         if refuse:
             session.refuse(self.pair.now, transfer, "refused", "")
         else:
-            grant = whole(MANIFESTS[0]) if which % 3 else Grant(ONE_BLOCK, 4096)
+            one_block = ((BlockRange(0, 1),), *((),) * (len(self.manifests[0].groups) - 1))
+            grant = whole(self.manifests[0]) if which % 3 else Grant(one_block, 4096)
             session.grant(self.pair.now, transfer, grant)
             self.granted.add(transfer)
 
@@ -219,7 +224,8 @@ class TwoSessions(RuleBasedStateMachine):
                     self.ledger(side, False)
         assert [session.state for session in self.sessions] == [states.Session.OPEN] * 2
 
-    def teardown(self) -> None:
+    def agree(self) -> None:
+        """Both have the same transfers in the same state."""
         self.settle()
         for side in (False, True):
             self.receipt(side)
@@ -228,6 +234,9 @@ class TwoSessions(RuleBasedStateMachine):
             states_here = {number: entry.state for number, entry in sender._entries.items()}
             assert set(states_here.values()) <= {Transfer.OFFERED, Transfer.ACTIVE}
             assert states_here == {number: entry.state for number, entry in receiver._entries.items()}
+
+    def run_out(self) -> None:
+        """Of time, for all of them."""
         self.pair.tick(200.0)
         for _ in range(2):
             self.listen(False)
@@ -235,6 +244,10 @@ class TwoSessions(RuleBasedStateMachine):
             self.settle()
         assert not any(len(table) for session in self.sessions for table in tables(session))
         self.not_over()
+
+    def teardown(self) -> None:
+        self.agree()
+        self.run_out()
 
 
 def tables(session: Session) -> tuple[Transfers, Transfers]:

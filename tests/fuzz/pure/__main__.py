@@ -21,6 +21,7 @@ from tests.fuzz.pure.harnesses import CORPORA, HARNESSES, corpus, harness, reach
 
 BUILD = Path("build/fuzz")
 MAX_LEN = 1024
+"""Bytes of an input, unless the harness has a MAX_LEN of its own."""
 RUNS = 10_000_000
 CHECK_RUNS, CHECK_S = 20_000, 8
 PLANT_RUNS = 50_000
@@ -30,7 +31,6 @@ UNIT_S = 120
 MEMORY_MIB = 2048
 
 FLAGS = (
-    f"-max_len={MAX_LEN}",
     f"-timeout={UNIT_S}",
     f"-report_slow_units={UNIT_S}",
     f"-rss_limit_mb={MEMORY_MIB}",
@@ -57,7 +57,8 @@ def target(name: str, *flags: str, plant: bool = False, folders: tuple[Path, ...
     for old in where.glob(f"{artifacts.name}*"):
         old.rename(old.with_name(f"before-{old.name}"))
     log = where / ("planted.log" if plant else "fuzz.log")
-    command = [sys.executable, "-m", "tests.fuzz.pure.target", name, f"-artifact_prefix={artifacts}", *FLAGS, *flags]
+    bounds = f"-max_len={getattr(harness(name), 'MAX_LEN', MAX_LEN)}", f"-artifact_prefix={artifacts}"
+    command = [sys.executable, "-m", "tests.fuzz.pure.target", name, *bounds, *FLAGS, *flags]
     environment = os.environ | {"KVWIRE_FUZZ_PLANT": "1" if plant else "0"}
     begun = time.monotonic()
     with log.open("wb") as file:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from ipaddress import ip_address
 from types import MappingProxyType
 from typing import Any
@@ -109,7 +109,7 @@ class Config:
     """What caps the rate of a link above the kernel's congestion control: a name (`kvwire.controllers()`), or what
     makes a `kvwire.Controller` for each link (docs/congestion.md)."""
 
-    compression: str | Mapping[str, str] = "auto"
+    compression: str | Mapping[str, str] = field(default="auto", hash=False)
     """What blocks go through on their way (docs/compression.md). "auto": the lossless codec, while that brings more
     through the link than it costs; "off": nothing; or the name of a codec, lossy ones among them, for all that leaves.
     A mapping says it by kind of group, `{"full": "int8", "recurrent": "zstd"}`; kinds that it leaves out are "auto"."""

@@ -101,10 +101,12 @@ class Pool:
         return self.pages[name].array(layer)[[held[name][block] for block in blocks]]
 
     def fill(self, held: Held, rng: np.random.Generator) -> None:
+        """With bytes that shrink, or with such that do not."""
+        values = 16 if rng.random() < 0.5 else 256
         for name, slots in held.items():
             for layer in self.pages[name].spec.layers:
                 rows = self.pages[name].array(layer)
-                rows[list(slots.values())] = rng.integers(0, 256, (len(slots), rows.shape[1]), np.uint8)
+                rows[list(slots.values())] = rng.integers(0, values, (len(slots), rows.shape[1]), np.uint8)
 
     def untouched(self, held: Held) -> bool:
         return all(
@@ -133,6 +135,8 @@ class Tally:
     """Made, those in the place of lost ones too."""
     resent: int = 0
     duplicates: int = 0
+    coded: int = 0
+    """Transfers of which cells went through a codec."""
 
 
 class Route:
@@ -262,7 +266,9 @@ class Soak:
         """A transfer up to its receipt, or what ended it; `transfers`: its two halves, as they come to be."""
         klass, fate = int(rng.integers(3)), float(rng.random())
         deadline_s = None if rng.random() < 0.8 else float(rng.exponential(0.5)) + 0.01
-        offering = asyncio.create_task(link.offer(offer, source, klass=klass, deadline_s=deadline_s))
+        compression = ("auto", "zstd", "off")[int(rng.integers(3))]
+        making = link.offer(offer, source, klass=klass, deadline_s=deadline_s, compression=compression)
+        offering = asyncio.create_task(making)
         arrival = self._arrivals[offer.request_id]
         try:
             await asyncio.wait((offering, arrival), return_when=asyncio.FIRST_COMPLETED)
@@ -290,6 +296,7 @@ class Soak:
             receipt = await out.committed()
         finally:
             self.tally.resent += out._handle.resent_cells
+            self.tally.coded += any(plain for plain, _ in out._handle.coded())
         assert receipt.transfer_id == out.transfer_id
 
     async def _send(

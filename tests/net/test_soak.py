@@ -76,7 +76,7 @@ async def test_a_soak() -> None:
         f"{sum(tally.committed.values())} transfers committed, {tally.bytes >> 20} MiB compared, in "
         f"{time.monotonic() - begun:.0f} s: {dict(tally.committed)}; not committed: {dict(tally.ended)}; "
         f"{tally.links} links made; troubles: {dict(tally.troubles)}; {tally.resent} cells sent again, of those "
-        f"{tally.duplicates} had landed"
+        f"{tally.duplicates} had landed; of {tally.coded} transfers cells went coded"
     )
     for link in engine_links:
         assert (link.lanes_open, link.memory_bytes, link.queued_runs) == (0, 0, 0)
@@ -84,4 +84,5 @@ async def test_a_soak() -> None:
     await kit.eventually(lambda: asyncio.all_tasks() <= tasks, lambda: asyncio.all_tasks() - tasks)
     await kit.eventually(lambda: not alive() - before, lambda: alive() - before)
     assert set(tally.committed) == set(MODELS)
+    assert tally.coded
     assert sum(tally.committed.values()) > WORKERS

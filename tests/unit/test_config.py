@@ -91,6 +91,7 @@ def test_it_can_be_handed_to_another_process(compression: str | dict[str, str]) 
     config = Config(lanes=3, compression=compression, models=(ModelTag("m"),))
     for again in (pickle.loads(pickle.dumps(config)), copy.deepcopy(config)):
         assert again == config
+        assert hash(again) == hash(config)
         assert again.compression == compression
         with pytest.raises(TypeError):
             again.compression["mla"] = "off"  # type: ignore[index]

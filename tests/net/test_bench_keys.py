@@ -44,7 +44,7 @@ def test_sealed_by_the_environment_and_by_the_flag(local: Server) -> None:
     done = run("127.0.0.1", "-p", local.port, *SMALL, "--bidir", "--keys", other)
     assert (done.returncode, done.stderr) == (0, "")
     assert "4 lanes, " in done.stdout
-    assert "AES-256-GCM; a round trip of" in done.stdout
+    assert "AES-256-GCM, compression auto; a round trip of" in done.stdout
     assert "every cell had the right tag; the last" in done.stdout
     assert "by kvwire://acme/both/eu-west/another" in local.wait_for("up and down, 4 transfers")
 
@@ -54,7 +54,7 @@ def test_plain_on_both_ends(plain: Server) -> None:
     found = result_of(run("127.0.0.1", "-p", plain.port, *SMALL, "--plain", "--json"))
     assert (found["sealed"], found["cipher"]) == (False, None)
     done = run("127.0.0.1", "-p", plain.port, *SMALL, "--plain")
-    assert "CRC32C, not encrypted; a round trip of" in done.stdout
+    assert "CRC32C, not encrypted, compression auto; a round trip of" in done.stdout
     assert "every cell had the right CRC32C; the last" in done.stdout
 
 

@@ -144,7 +144,7 @@ def visited(report: Path) -> Visit:
 
 
 def test_charts_are_drawn(visited: Visit) -> None:
-    assert visited.dom.count("<svg") == 10
+    assert visited.dom.count("<svg") == 13
     assert visited.picture.shape == (HEIGHT, WIDTH, 3)
     assert visited.pixels(LIGHT[0]) > 5000  # the bars of the comparison
     assert visited.pixels("#ffffff") > WIDTH * HEIGHT / 2

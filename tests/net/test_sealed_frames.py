@@ -139,7 +139,7 @@ DATA: dict[str, tuple[Callable[[Lane, Lane], bytes], str]] = {
     "version flipped": (flipped(4), "a wrong version"),
     "type flipped": (flipped(5), "a wrong type"),
     "flags flipped": (flipped(6), "a wrong version"),
-    "codec flipped": (flipped(7), "a wrong version"),
+    "codec flipped": (flipped(7), "a wrong length"),
     "epoch flipped": (flipped(8), "a wrong epoch"),
     "segment flipped": (flipped(12), TAGGED),
     "sequence flipped": (flipped(16), "a wrong sequence"),

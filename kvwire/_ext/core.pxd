@@ -219,7 +219,6 @@ cdef struct lane_t:
     bint shunned                   # lock: it was hedged, and claims nothing until an acknowledgement moves
     u64 paced_until_ns             # when it may claim again; 0: nothing holds it back, or nobody knows for how long
     char *control                  # CONTROL_BYTES
-    char *stage                    # gathered cells; a sealed lane has none
     char *rest                     # whole frames of a batch, and then what of them the kernel did not take yet
     size_t rest_at
     size_t rest_len
@@ -298,6 +297,7 @@ cdef struct worker_t:
     int wake                       # atomic: a wake-up is on its way
     lane_t *lanes
     lane_t *turn                   # the one to look at first; NULL: the first of them
+    char *gathered                 # cells in small pieces, of the batch that it sends
     scratch_t scratch              # what codecs work in, made when the first one is used
     char *cell                     # a cell as it is, before it is encoded or after it was decoded
     u64 sample_due_ns              # when it may encode again where that is only to know

@@ -228,6 +228,10 @@ cdef class Engine:
             w.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
             w.wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
             pthread_mutex_init(&w.inbox_lock, NULL)
+            w.gathered = <char *>malloc(CLAIM_BYTES_MAX + self.c.max_cell_bytes)
+            if w.gathered == NULL:
+                self.close()
+                raise MemoryError
             event.events = EPOLLIN
             event.data.ptr = NULL
             if (self.c.event_fd < 0 or w.epoll_fd < 0 or w.wake_fd < 0
@@ -337,6 +341,7 @@ cdef class Engine:
         cdef int i
         self.close()
         for i in range(self.c.worker_count):
+            free(self.c.workers[i].gathered)
             if self.c.workers[i].cell != NULL and not self.c.forked:
                 scratch_free(&self.c.workers[i].scratch)
                 free(self.c.workers[i].cell)

@@ -73,7 +73,8 @@ cdef class EngineLink:
     def add_lane(self, int fd, u32 lane, u32 incarnation, secrets=None):
         cdef lane_t *l
         cdef worker_t *w
-        cdef size_t stage_bytes = 0, rest_bytes
+        cdef size_t rest_bytes = (2 * CONTROL_BYTES + CLAIM_BYTES_MAX + self.engine.c.max_cell_bytes
+                                  + BATCH_FRAMES * (HEADER_BYTES + TAG_BYTES))
         cdef seal_t *sealer = NULL
         cdef seal_t *opener = NULL
         try:
@@ -90,10 +91,6 @@ cdef class EngineLink:
             seal_free(opener)
             close(fd)
             raise
-        if secrets is None:
-            stage_bytes = CLAIM_BYTES_MAX + self.engine.c.max_cell_bytes
-        rest_bytes = (2 * CONTROL_BYTES + CLAIM_BYTES_MAX + self.engine.c.max_cell_bytes
-                      + BATCH_FRAMES * (HEADER_BYTES + TAG_BYTES))
         l = <lane_t *>calloc(1, sizeof(lane_t))
         if l != NULL:
             l.fd = fd
@@ -106,16 +103,14 @@ cdef class EngineLink:
             l.stream = <char *>malloc(self.engine.c.stream_bytes)
             l.control = <char *>malloc(CONTROL_BYTES)
             l.rest = <char *>malloc(rest_bytes)
-            l.memory_bytes = (sizeof(lane_t) + self.engine.c.stream_bytes + CONTROL_BYTES + stage_bytes + rest_bytes
+            l.memory_bytes = (sizeof(lane_t) + self.engine.c.stream_bytes + CONTROL_BYTES + rest_bytes
                               + LOG_RUNS * sizeof(entry_t))
-            if secrets is None:
-                l.stage = <char *>malloc(stage_bytes)
-            else:
+            if secrets is not None:
                 l.sealer = sealer
                 l.opener = opener
                 l.tx_epoch = l.rx_epoch = 1
         if (l == NULL or l.stream == NULL or l.control == NULL or l.rest == NULL
-                or (l.stage == NULL and sealer == NULL) or log_init(&l.log, LOG_RUNS)):
+                or log_init(&l.log, LOG_RUNS)):
             if l != NULL:
                 lane_free(l)               # and what seals it
             else:

@@ -398,7 +398,6 @@ cdef void lane_free(lane_t *lane) noexcept nogil:
     log_free(&lane.log)
     free(lane.stream)
     free(lane.control)
-    free(lane.stage)
     free(lane.rest)
     seal_free(lane.sealer)
     seal_free(lane.opener)

@@ -60,7 +60,8 @@ cdef void build(lane_t *lane, batch_t *b) noexcept nogil:
     """Headers, checksums and iovecs of the batch; reads the pages of its cells."""
     cdef int i, k, n, frame = 0
     cdef u32 cell, length, crc
-    cdef size_t staged = 0, at = 0
+    cdef size_t at = 0
+    cdef char *gathered = lane.worker.gathered
     cdef out_t *t
     cdef run_t *run
     cdef header_t *h
@@ -86,9 +87,9 @@ cdef void build(lane_t *lane, batch_t *b) noexcept nogil:
             b.vec[b.vecs].iov_base = h
             b.vec[b.vecs].iov_len = sizeof(header_t)
             vec = &b.vec[b.vecs + 1]
-            n = cell_pieces(t, run, cell, length, vec, lane.stage + staged)
-            if n and vec.iov_base == lane.stage + staged:
-                staged += length
+            n = cell_pieces(t, run, cell, length, vec, gathered)
+            if n and vec.iov_base == gathered:
+                gathered += length
             crc = kvwire_crc32c(0, h, sizeof(header_t))
             for k in range(n):
                 crc = kvwire_crc32c(crc, vec[k].iov_base, vec[k].iov_len)

@@ -79,8 +79,8 @@ def register_codec(
     `encode` and `decode` are functions in Python, which take the GIL for every cell, or both the addresses of functions
     in C as kvwire/_ext/codec_impl.h has them; `provider` is an address that those find in their codec, and `keep` an
     object that has to live as long. ConfigError where the name or the id is taken or cannot be one. Links that are up
-    do not take what is registered later. A codec's functions run in the workers, while they read pages: they must not call
-    kvwire, which may wait for just that worker.
+    do not take what is registered later. A codec's functions run in the workers, while these read pages: they must not
+    call kvwire, which may wait for just that worker.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigError(f"{name!r:.80} is no name of a codec; expected lower case, digits, '_', '-' and '.'")

@@ -35,8 +35,9 @@ async def test_no_nonce_comes_twice_over_rekeys_lost_lanes_and_reconnects(
             )
             while not moving.done():
                 await asyncio.wait((moving,), timeout=0.1)
-                resets += await asyncio.to_thread(proxy.reset_one, "lane", rng)
-                if resets % 5 == 4:
+                reset = await asyncio.to_thread(proxy.reset_one, "lane", rng)
+                resets += reset
+                if reset and resets % 5 == 4:  # of connections that have lanes
                     await asyncio.to_thread(proxy.cut)
                     proxy.heal()
                     cuts += 1
@@ -49,4 +50,4 @@ async def test_no_nonce_comes_twice_over_rekeys_lost_lanes_and_reconnects(
     keys = {record[:KEY_BYTES] for record in found}
     print(f"{len(data) // RECORD_BYTES} frames under {len(keys)} keys; {resets} lanes reset, {cuts} times all cut")
     assert max(found.values()) == 1
-    assert len(keys) > 2 * 3 * (cuts + 1), "keys of each connection's lanes, and more by re-keys"
+    assert len(keys) > 2 * (cuts + 1), "keys of each connection's lanes, and more by re-keys"

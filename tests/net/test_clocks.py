@@ -93,7 +93,7 @@ async def test_the_wall_clock_of_a_receiver_jumps(step_s: int, tmp_path: Path) -
                 clock.step(0)
                 await (await node.connect("127.0.0.1", proxy.port)).close()
     report = verify_audit(log)
-    assert report.lines > 10
+    assert report.lines >= 8
     years = [int(json.loads(text)["time"][:4]) for text in log.read_text().splitlines()]
     assert max(years) - min(years) >= abs(step_s) // YEAR_S - 1
 

@@ -144,16 +144,14 @@ def _fields(cursor: Cursor) -> None:
 
 
 def plant() -> None:
-    """A reader that lets messages be somewhat longer than its limit."""
-    read = schema.MessageReader.next
+    """A decoder that takes anything for the token of a pong, which its encoder does not."""
+    decode, checks = schema.decode, schema.Pong.CHECKS
 
-    def lenient(self: schema.MessageReader) -> schema.Message | None:
-        limit = self.limit
-        if int.from_bytes(self._buffer[:2], "little") - limit in range(1, 4096):
-            self.limit = limit + 4096
+    def lenient(body: bytes) -> schema.Message:
+        schema.Pong.CHECKS = dict.fromkeys(checks, lambda value: True)
         try:
-            return read(self)
+            return decode(body)
         finally:
-            self.limit = limit
+            schema.Pong.CHECKS = checks
 
-    schema.MessageReader.next = lenient  # type: ignore[method-assign]
+    schema.decode = lenient

@@ -96,9 +96,8 @@ class Compression:
             cores = (stats["decode_ns"] - ns) / 1e9 / (now - since)
             self._decoded = now, stats["decode_ns"], cores
         workers = min(self._workers, self._cores.idle(now) + cores)
-        return max(
-            1, int(workers / (1 / self._decoding.Bps + 1 / WORKER_Bps))
-        )  # none at all is not the same as not known
+        # Without a core to spare it is next to nothing, which is not the same as not known.
+        return max(1, int(workers / (1 / self._decoding.Bps + 1 / WORKER_Bps)))
 
     # --- the rule -------------------------------------------------------------------------------------------------
 

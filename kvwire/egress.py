@@ -32,7 +32,7 @@ from kvwire.sockets import LONG_RTT_S
 from kvwire.telemetry import HEADER_BYTES, HEADER_BYTES_IPV6, LinkState, Telemetry
 
 if TYPE_CHECKING:
-    from kvwire._ext.lanes import LaneStats
+    from kvwire._ext.lanes import LaneStats, LinkStats
     from kvwire.link import Link
 
 log = logging.getLogger("kvwire")
@@ -138,12 +138,13 @@ class Egress:
         first, self._fresh = self._fresh, False
         next_tick_s = self._decision.next_tick_s
         try:
-            sample = self._sampler.take(lanes, self._engine.link_stats(), self._link._lanes.congestion, resumed=first)
-            next_tick_s = FIRST_TICK_S if sample is None else self._look(time.monotonic(), sample)
+            stats = self._engine.link_stats()
+            sample = self._sampler.take(lanes, stats, self._link._lanes.congestion, resumed=first)
+            next_tick_s = FIRST_TICK_S if sample is None else self._look(time.monotonic(), sample, stats)
         finally:  # a bug must not make this the last tick
             self._schedule(next_tick_s)
 
-    def _look(self, now: float, sample: PathSample) -> float:
+    def _look(self, now: float, sample: PathSample, stats: LinkStats) -> float:
         """Everything that follows from a sample; when the next one is due."""
         self.long_path = sample.min_rtt_s > LONG_RTT_S
         self._controller.on_sample(now, sample)
@@ -154,7 +155,7 @@ class Egress:
             self._planner.begin(self._found)
         if sample.lanes:
             self._set_lanes(self._decision.lanes or self._planner.wanted(now, sample))
-        self._link._compression.look(now, sample, self._engine.link_stats())
+        self._link._compression.look(now, sample, stats)
         self.telemetry.tick(now, sample, self._state)
         if self._guarded.fault is not self._fault:
             self._fault = self._guarded.fault

@@ -208,7 +208,8 @@ class Transfer:
         self.abort_nowait(reason)
 
     def abort_nowait(self, reason: str = "") -> None:
-        """As `abort`, from any thread. Waits for local copies under way (microseconds), never for the peer."""
+        """As `abort`, from any thread. Waits for local copies under way (microseconds; and for a
+        batch of cells in a codec, if it is in one), never for the peer."""
         reason = str(reason)
         if self._error is None and self.state in ("active", "offered"):
             self._error = Closed(f"transfer {self.transfer_id} was aborted here" + (f": {reason}" if reason else ""))

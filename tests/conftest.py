@@ -1,4 +1,4 @@
-"""A hard time limit for every test, and one hypothesis profile."""
+"""A hard time limit for every test, one hypothesis profile, and codecs that tests register."""
 
 import faulthandler
 import os
@@ -9,6 +9,8 @@ from typing import NoReturn
 
 import hypothesis
 import pytest
+
+from kvwire.codecs import registry
 
 LIMIT_S = 60.0
 GRACE_S = 30.0  # from the limit to the end of the whole run, for a test that sits in native code
@@ -61,3 +63,12 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def codecs_forgotten() -> Iterator[None]:
+    """The codecs that a test registers are gone after it."""
+    before = dict(registry._codecs)
+    yield
+    registry._codecs.clear()
+    registry._codecs.update(before)

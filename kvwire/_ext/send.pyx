@@ -278,13 +278,16 @@ cdef bint lane_send(lane_t *lane, u64 now) noexcept nogil:
     """
     cdef batch_t b
     cdef u64 before = lane.tx_bytes
+    cdef u64 encoded = 0                   # cells may shrink to nothing, and take their time all the same
     while lane.writable:
         if lane.rest_len and not flush_rest(lane):
             return False
-        if lane.tx_bytes - before >= TURN_BYTES:
+        if lane.tx_bytes - before + encoded >= TURN_BYTES:
             return True
         if not claim(lane, &b):
             return False
+        if b.encodes:
+            encoded += lane.claim_bytes
         if lane.sealer != NULL or b.encodes:
             send_staged(lane, &b, now)
         else:

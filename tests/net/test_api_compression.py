@@ -1,7 +1,7 @@
 """Transfers that go through codecs over real TCP: what comes back, what both ends say of it, and what cannot be."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ from tests.net.kit import FIVE, FULL, MLA, RECURRENT, WINDOW, Caches, Pair, gran
 from tests.net.proxy import proxied
 from tests.net.sealed import Log, logged
 
-pytestmark = pytest.mark.usefixtures("nothing_left")
+pytestmark = pytest.mark.usefixtures("nothing_left", "codecs_forgotten")
 
 CELL = 12288  # three blocks of FULL: neither a block nor a group of them is as long as a cell
 PLAIN, SEALED = (Config(lanes=2, cell_bytes=CELL, plain=plain) for plain in (True, False))
@@ -40,15 +40,6 @@ BY_KIND = {"full": "int8", "mla": "int4", "recurrent": "zstd", "conv": "off"}
 LOSSLESS = {"full": "zstd", "window": "zstd", "mla": "zstd", "recurrent": "zstd", "conv": "zstd"}
 
 both = pytest.mark.parametrize("config", [PLAIN, SEALED], ids=["plain", "sealed"])
-
-
-@pytest.fixture(autouse=True)
-def forget() -> Iterator[None]:
-    """What a test registers is gone after it."""
-    before = dict(registry._codecs)
-    yield
-    registry._codecs.clear()
-    registry._codecs.update(before)
 
 
 def numbers(spec: GroupSpec, rows: int, rng: np.random.Generator) -> kit.Rows:

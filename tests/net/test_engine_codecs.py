@@ -181,6 +181,24 @@ def test_a_codec_that_raises(where: str) -> None:
         assert target.untouched()
 
 
+def test_a_turn_ends_however_much_the_cells_shrink() -> None:
+    """The worker looks at what has come before it has encoded all: here 20 turns, of which hardly a byte leaves."""
+    seen: list[int] = []
+
+    def shrink(kind: Cell, data: memoryview) -> bytes:
+        seen.append(len(data))
+        return b"!"
+
+    codec = of_python("nothing", 202, shrink, lambda kind, payload, n: bytes(n))
+    source, target = Memory([(10_000, BLOCK)]), Memory([(10_000, BLOCK)], seed=2)
+    with Pair(1, workers=1) as pair:
+        out, inc = pair.transfer(source, target, codings=[Coding(codec, KINDS[0])])
+        all_ready(out, source)
+        until(lambda: out.cells[0] > 0, "the first acknowledgement")
+        assert len(seen) < 10_000
+        commit(out, inc)
+
+
 @pytest.mark.usefixtures("sealing")
 def test_lanes_that_are_lost_in_the_middle() -> None:
     source, target = Memory([(200, BLOCK), (200, BLOCK)]), Memory([(200, BLOCK), (200, BLOCK)], seed=2)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from kvwire import CodecMismatch, Config, ConfigError, DType, GroupKind, GroupSpec, find_codec, register_codec
 from kvwire._ext import zstdlib
-from kvwire.codecs import codecs, registry
+from kvwire.codecs import codecs
 from kvwire.codecs.choice import Choice, by_ids, check_names, choose, tag, taken
 from kvwire.codecs.registry import MOST
 from kvwire.errors import ProtocolError
+
+pytestmark = pytest.mark.usefixtures("codecs_forgotten")
 
 FULL = GroupSpec.attention("full", (0, 1), DType.BF16, block_tokens=16, heads=2, head_dim=8)
 WINDOW = GroupSpec.attention("window", (2,), DType.FP32, block_tokens=16, heads=2, head_dim=8, window=64)
@@ -21,15 +23,6 @@ STATE = GroupSpec.state("state", GroupKind.RECURRENT, (4,), DType.FP32, (4, 8))
 ALL = (FULL, WINDOW, BYTES, STATE)
 EVERYTHING = {tag(codec) for codec in codecs()}
 LOSSLESS_ONLY = {tag(codec) for codec in codecs() if codec.lossless}
-
-
-@pytest.fixture(autouse=True)
-def forget() -> Iterator[None]:
-    """What a test registers is gone after it."""
-    before = dict(registry._codecs)
-    yield
-    registry._codecs.clear()
-    registry._codecs.update(before)
 
 
 def names(choices: list[Choice | None]) -> list[str | None]:

@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sysconfig
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,11 @@ from kvwire.codecs import Codec, cell, codecs, find_codec, register_codec, regis
 from kvwire.errors import ConfigError, ProtocolError
 from kvwire.types import DType, GroupKind, GroupSpec, Part
 
+pytestmark = pytest.mark.usefixtures("codecs_forgotten")
+
 SPEC = GroupSpec.attention("g", (0, 3, 5), DType.BF16, block_tokens=16, heads=2, head_dim=8)
 PAGE = Path(__file__).parents[2] / "docs" / "compression.md"
 EXT = Path(registry.__file__).parents[1] / "_ext"
-
-
-@pytest.fixture(autouse=True)
-def forget() -> Iterator[None]:
-    """What a test registers is gone after it."""
-    before = dict(registry._codecs)
-    yield
-    registry._codecs.clear()
-    registry._codecs.update(before)
 
 
 def encode(shape: Cell, data: memoryview) -> bytes | None:

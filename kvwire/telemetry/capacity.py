@@ -34,6 +34,8 @@ class Capacity:
     def __init__(self) -> None:
         self._spans: deque[_Span] = deque()
         self._seconds = self._sent = self._arrived = self._limited = 0.0
+        self._growing = False
+        """The latest span was limited by nothing but the kernel's slow start, or by the path: the next one tells."""
         self.path_bps = 0.0
         """The latest estimate that was no lower bound; 0.0: there was none."""
         self.path_seen_at: float | None = None
@@ -51,7 +53,11 @@ class Capacity:
         rate_bps = 8 * min(self._sent, self._arrived) / self._seconds
         self._expire(now)
         grows = rate_bps > GROWTH * max((span.rate_bps for span in self._spans), default=0.0)
-        by_path = not grows and self._limited <= LIMITED_SHARE * self._seconds
+        busy = self._limited <= LIMITED_SHARE * self._seconds
+        by_path = busy and not grows
+        if by_path and self._growing and self._spans:  # it grew until the path was full
+            self._spans[-1] = self._spans[-1]._replace(by_path=True)
+        self._growing = busy and grows
         self._spans.append(_Span(now, rate_bps, by_path))
         self._seconds = self._sent = self._arrived = self._limited = 0.0
         if by_path:

@@ -163,6 +163,27 @@ def test_what_still_grows_is_a_lower_bound() -> None:
     assert not made(builder, ticks(builder, now, 0.5, 1.2e8)).capacity_is_lower_bound
 
 
+def test_growth_that_has_ended_was_ended_by_the_path() -> None:
+    """A host that stood still catches up within its last half second of growth: more than the path carries later."""
+    builder = ReportBuilder()
+    now = 0.0
+    for rate in (2e7, 6e7, 1.08e8):
+        now = ticks(builder, now, 0.5, rate)
+    found = made(builder, ticks(builder, now, 0.5, 1e8))
+    assert found.capacity_bps == pytest.approx(1.08e8, rel=1e-3)
+    assert not found.capacity_is_lower_bound
+    assert found.path_bps == found.capacity_bps
+
+
+def test_growth_that_the_application_ended_says_nothing_of_the_path() -> None:
+    builder = ReportBuilder()
+    now = ticks(builder, 0.0, 0.5, 1e9)
+    now = ticks(builder, now, 0.5, 5e8, idle_s=0.05)
+    found = made(builder, ticks(builder, now, 0.5, 5e8))
+    assert found.capacity_bps == pytest.approx(1e9, rel=1e-3)
+    assert found.capacity_is_lower_bound
+
+
 def test_used_less_than_it_could_be() -> None:
     builder = ReportBuilder()
     now = ticks(builder, 0.0, 2.0, 1e9)

@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from kvwire.emulate import Counters, Path, Wan
-from tests.wan.kit import needs_wan
+from tests.wan.kit import in_user_mode, needs_wan
 
 pytestmark = needs_wan
 
@@ -45,11 +45,14 @@ def test_a_link_that_is_full_and_loses() -> None:
     assert near(totals["delivered_segments"], counted.segments_out)
     lost = totals["retransmitted_segments"] - totals["spurious_segments"]
     assert near(lost, counted.lost + counted.overflowed)
-    full = [report for report in reports[2:-2] if report["application_limited_share"] == 0]
+    busy = [report for report in reports[2:-2] if report["application_limited_share"] == 0]
+    full = busy[1:]  # its first second may be one of growth
     assert full
     assert not any(report["capacity_is_lower_bound"] for report in full)
-    # In the middle: where the host stands still for a moment, what was under way arrives within one report's period.
-    assert near(median(report["capacity_bps"] for report in full), RATE_BPS)
+    # In the middle: where the host stands still for a moment, what was under way arrives within one report's period. A
+    # user-mode Linux often does, and capacity is the most of any half second.
+    capacity_bps = median(report["capacity_bps"] for report in full)
+    assert abs(capacity_bps - RATE_BPS) < (0.25 if in_user_mode else 0.05) * RATE_BPS
     assert median(report["utilisation"] for report in full) > 0.8
 
 

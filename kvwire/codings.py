@@ -13,8 +13,8 @@ from kvwire.codecs.choice import Choice, tag
 from kvwire.types import GroupSpec, Manifest
 from kvwire.wire import CodecTag
 
-Gauges = Callable[[GroupSpec, int], Gauge | None]
-"""The gauge of a group's layer; None: it is not to be measured, and so not to be coded by itself."""
+Gauges = Callable[[GroupSpec, int], Gauge]
+"""The gauge of a group's layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +58,7 @@ def codings(manifest: Manifest, choices: Sequence[Choice | None], gauges: Gauges
             continue
         for layer, begin in zip(spec.layers, _cells(spec), strict=True):
             gauge = gauges(spec, layer) if gauges is not None and choice.automatic else None
-            off = choice.automatic and gauge is None
-            found.append(None if off else Coding(choice.codec.native, begin, gauge))
+            found.append(Coding(choice.codec.native, begin, gauge))
     return found
 
 

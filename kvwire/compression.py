@@ -71,12 +71,15 @@ class Compression:
 
     # --- what transfers ask ---------------------------------------------------------------------------------------
 
-    def gauge(self, model: ModelTag, spec: GroupSpec, layer: int) -> Gauge | None:
-        """That of one kind of cell, the same one every time. None beyond 4096: what has no gauge goes as it is."""
+    def gauge(self, model: ModelTag, spec: GroupSpec, layer: int) -> Gauge:
+        """That of one kind of cell. Of more than 4096 kinds those that were asked for last keep theirs."""
         kind = model, spec.name, layer, spec.dtype
-        found = self._gauges.get(kind)
-        if found is None and len(self._gauges) < MOST_GAUGES:
-            found = self._gauges[kind] = Gauge()
+        found = self._gauges.pop(kind, None) or Gauge()
+        self._gauges[kind] = found  # the last one now
+        if len(self._gauges) > MOST_GAUGES:
+            oldest = next(iter(self._gauges))
+            del self._gauges[oldest]
+            self._sampled.pop(oldest, None)
         return found
 
     def peer_decodes(self, Bps: int) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from ipaddress import ip_address
-from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 from kvwire.errors import ConfigError
 from kvwire.types import GroupKind, ModelTag
@@ -14,6 +13,9 @@ from kvwire.types import GroupKind, ModelTag
 KIB = 1024
 MIB = 1024 * 1024
 GIB = 1024 * MIB
+
+CodecNames = str | Mapping[str, str] | Mapping[GroupKind, str]
+"""A choice of codecs, as `Config.compression` explains it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,17 +111,11 @@ class Config:
     """What caps the rate of a link above the kernel's congestion control: a name (`kvwire.controllers()`), or what
     makes a `kvwire.Controller` for each link (docs/congestion.md)."""
 
-    compression: str | Mapping[str, str] = field(default="auto", hash=False)
+    compression: CodecNames = field(default="auto", hash=False)
     """What blocks go through on their way (docs/compression.md). "auto": the lossless codec, while that brings more
     through the link than it costs; "off": nothing; or the name of a codec, lossy ones among them, for all that leaves.
-    A mapping says it by kind of group, `{"full": "int8", "recurrent": "zstd"}`; kinds that it leaves out are "auto"."""
-
-    def __reduce__(self) -> tuple[Callable[[dict[str, Any]], Config], tuple[dict[str, Any]]]:
-        """To be pickled: what nobody can change, a mapping's proxy, could not be."""
-        values = {name: getattr(self, name) for name in _DEFAULTS}
-        if isinstance(self.compression, Mapping):
-            values["compression"] = dict(self.compression)
-        return _made, (values,)
+    A mapping says it by kind of group, `{"full": "int8", "recurrent": "zstd"}`, or by members of `GroupKind`; kinds
+    that it leaves out are "auto"."""
 
     def __post_init__(self) -> None:
         def check(name: str, low: float, high: float) -> None:
@@ -163,8 +159,19 @@ class Config:
         object.__setattr__(self, "compression", check_compression(self.compression))
 
 
-def _made(values: dict[str, Any]) -> Config:
-    return Config(**values)
+class ByKind(dict[str, str]):
+    """Codecs by kind of group. Nobody can change it, as little as the rest of a Config."""
+
+    __slots__ = ()
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError("a Config does not change; dataclasses.replace makes another one")
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self) -> tuple[type[ByKind], tuple[dict[str, str]]]:
+        return type(self), (dict(self),)
 
 
 def check_compression(value: object) -> str | Mapping[str, str]:
@@ -172,15 +179,18 @@ def check_compression(value: object) -> str | Mapping[str, str]:
     those names is another question (`kvwire.codecs.choice`)."""
     if isinstance(value, str):
         return value
-    kinds = [kind.value for kind in GroupKind]
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value.values()):
         raise ConfigError(
             f"compression is {value!r:.80}", hint='"auto", "off", the name of a codec, or such a name by kind of group'
         )
-    for kind in value:
-        if kind not in kinds:
-            raise ConfigError(f"compression: {kind!r:.80} is no kind of group", hint=f"there are {', '.join(kinds)}")
-    return MappingProxyType(dict(value))
+    found = {}
+    for kind, name in value.items():
+        try:
+            found[GroupKind(kind).value] = name
+        except ValueError:
+            kinds = ", ".join(kind.value for kind in GroupKind)
+            raise ConfigError(f"compression: {kind!r:.80} is no kind of group", hint=f"there are {kinds}") from None
+    return ByKind(found)
 
 
 def _is_address(text: object) -> bool:

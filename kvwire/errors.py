@@ -100,7 +100,7 @@ class Closed(LocalError, RuntimeError):
 
 
 class WrongThread(LocalError, RuntimeError):
-    """A blocking form was called on the event loop's own thread, which it would have stopped."""
+    """What waits was called on a thread that it would have stopped: the event loop's own, or a worker's, in a codec."""
 
 
 class DeadlineExceeded(LocalError, TimeoutError):

@@ -17,6 +17,7 @@ from kvwire._ext.lanes import EngineLink
 from kvwire.codecs.choice import choose
 from kvwire.codings import tags
 from kvwire.compression import Compression
+from kvwire.config import CodecNames
 from kvwire.congestion import LanePlanner, check_budget
 from kvwire.control import Stream
 from kvwire.dialler import Dialler
@@ -106,7 +107,7 @@ class Link(Driver):
         deadline_s: float | None = None,
         klass: int = 1,
         late: Literal["refuse", "send"] = "refuse",
-        compression: str | Mapping[str, str] | None = None,
+        compression: CodecNames | None = None,
     ) -> Outgoing:
         """Offer a transfer, best before prefill starts; returns when the receiver has granted it.
 

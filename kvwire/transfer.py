@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from kvwire._ext.incoming import InTransfer
 from kvwire._ext.outgoing import OutTransfer
 from kvwire.codecs.choice import Choice
+from kvwire.codecs.registry import check_outside_codecs
 from kvwire.codings import Coded, coded
 from kvwire.errors import Closed, DeadlineExceeded, KvwireError, LinkLost, SpecError, WrongThread
 from kvwire.pool import Lease, Slots
@@ -174,8 +175,9 @@ class Transfer:
         return {} if self._handle is None else coded(self.manifest, self._choices, self._handle.coded())
 
     def _check_wait(self, timeout_s: float) -> None:
-        """SpecError for a time that is none; WrongThread on the loop's own thread."""
+        """SpecError for a time that is none; WrongThread on the loop's own thread, and in a codec's function."""
         check_timeout(timeout_s)
+        check_outside_codecs()
         if threading.get_ident() == self._loop_thread and self._loop.is_running():
             raise WrongThread(
                 "a blocking wait on the event loop's own thread would stop the loop",
@@ -209,7 +211,8 @@ class Transfer:
 
     def abort_nowait(self, reason: str = "") -> None:
         """As `abort`, from any thread. Waits for local copies under way (microseconds; and for a
-        batch of cells in a codec, if it is in one), never for the peer."""
+        batch of cells in a codec, if it is in one), never for the peer. WrongThread in a codec's function."""
+        check_outside_codecs()
         reason = str(reason)
         if self._error is None and self.state in ("active", "offered"):
             self._error = Closed(f"transfer {self.transfer_id} was aborted here" + (f": {reason}" if reason else ""))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import threading
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from kvwire._ext.codec import Cell, Native, of_addresses, of_python, own
 from kvwire.codecs.description import Codec
-from kvwire.errors import ConfigError
+from kvwire.errors import ConfigError, WrongThread
 from kvwire.types import DType, GroupKind
+
+log = logging.getLogger("kvwire")
 
 Data = bytes | bytearray | memoryview
 Encode = Callable[[Cell, memoryview], Data | None]
@@ -80,7 +85,9 @@ def register_codec(
     in C as kvwire/_ext/codec_impl.h has them; `provider` is an address that those find in their codec, and `keep` an
     object that has to live as long. ConfigError where the name or the id is taken or cannot be one. Links that are up
     do not take what is registered later. A codec's functions run in the workers, while these read pages: they must not
-    call kvwire, which may wait for just that worker.
+    call what waits for a worker, and it would be their own. `abort_nowait` and blocking waits raise WrongThread in
+    functions in Python, and hang in those in C. What a function in Python raises is logged the first time: a cell that
+    it does not encode goes as it is, a payload that it does not decode ends the lane.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigError(f"{name!r:.80} is no name of a codec; expected lower case, digits, '_', '-' and '.'")
@@ -101,9 +108,45 @@ def register_codec(
     return made
 
 
+_running = threading.local()
+
+
+class _Function:
+    """A codec's function in Python: it is known that it runs, and what it raises first is logged. The engine only sees
+    that there was no payload, or no cell."""
+
+    def __init__(self, codec: str, does: str, function: Callable[..., Any]) -> None:
+        self._what = f"codec {codec!r}, {does}"
+        self._function = function
+        self._has_raised = False
+
+    def __call__(self, *args: object) -> Any:
+        around = getattr(_running, "what", None)
+        _running.what = self._what
+        try:
+            return self._function(*args)
+        except Exception:
+            if not self._has_raised:
+                self._has_raised = True
+                log.warning("%s: it raised, which is said once", self._what, exc_info=True)
+            raise
+        finally:
+            _running.what = around
+
+
+def check_outside_codecs() -> None:
+    """WrongThread in a codec's function: who waits for a worker there waits for the thread that he is in."""
+    what = getattr(_running, "what", None)
+    if what is not None:
+        raise WrongThread(
+            f"this would wait for the worker that runs {what}",
+            hint="do it on the event loop: loop.call_soon_threadsafe(transfer.abort_nowait)",
+        )
+
+
 def _native(name: str, wire_id: int, encode: Encode | int, decode: Decode | int, provider: int, keep: object) -> Native:
     if callable(encode) and callable(decode):
-        return of_python(name, wire_id, encode, decode)
+        return of_python(name, wire_id, _Function(name, "encode", encode), _Function(name, "decode", decode))
     if isinstance(encode, int) and isinstance(decode, int) and min(encode, decode) > 0:
         return of_addresses(name, wire_id, encode, decode, provider, keep)
     raise ConfigError(f"codec {name!r}: encode and decode are neither two functions nor two addresses of functions")

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ from kvwire import (
     DType,
     GroupKind,
     GroupSpec,
+    Incoming,
     Link,
     Manifest,
+    Outgoing,
     Policy,
     Receipt,
+    WrongThread,
     find_codec,
     register_codec,
 )
@@ -240,6 +244,39 @@ async def test_one_of_the_application(config: Config) -> None:
         for layer in FULL.layers:
             assert np.array_equal(target.rows("full", layer)[:, 1::2], source.rows("full", layer)[:, 1::2])
             assert not target.rows("full", layer)[:, ::2].any()
+
+
+async def test_one_that_would_wait_for_its_own_worker() -> None:
+    """It is told so, in the workers of both ends, and the transfer goes on."""
+    ends: list[Outgoing | Incoming] = []
+    told: list[str] = []
+
+    def waits(made: bytes) -> bytes:
+        for end in ends:
+            for call in (end.abort_nowait, partial(end.wait_committed, 5.0)):
+                try:
+                    call()
+                except WrongThread as error:
+                    told.append(str(error))
+        return made
+
+    def encode(shape: Cell, data: memoryview) -> bytes:
+        return waits(data[1::2].tobytes())
+
+    def decode(shape: Cell, payload: memoryview, n: int) -> bytes:
+        return waits(doubled(shape, payload, n))
+
+    register_codec("waits", 200, encode, decode, lossless=False)
+    async with joined() as pair:
+        offer = manifest("waits", (FULL,))
+        out, incoming = await granted(
+            pair.link, pair.server, offer, of_numbers(offer), Caches(offer, seed=2), compression="waits"
+        )
+        ends += out, incoming
+        ready_all(out)
+        await asyncio.gather(out.committed(), incoming.committed())
+    wanted = {f"this would wait for the worker that runs codec 'waits', {does} " for does in ("encode", "decode")}
+    assert {text.partition("(")[0] for text in told} == wanted
 
 
 async def test_one_that_only_the_sender_knows() -> None:

@@ -95,12 +95,18 @@ def test_what_is_no_choice(compression: Any) -> None:
             ask()
 
 
-@pytest.mark.parametrize("kind", ["Full", "attention", "", 1, GroupKind.FULL])
+@pytest.mark.parametrize("kind", ["Full", "attention", "", 1, None, DType.FP32])
 def test_what_is_no_kind(kind: Any) -> None:
     for ask in (lambda: choose({kind: "zstd"}, (FULL,), EVERYTHING), lambda: Config(compression={kind: "zstd"})):
         with pytest.raises(ConfigError, match="is no kind of group") as caught:
             ask()
         assert caught.value.hint == "there are full, window, mla, recurrent, conv"
+
+
+def test_kinds_are_named_or_members() -> None:
+    members = {GroupKind.FULL: "int8", GroupKind.RECURRENT: "off"}
+    assert Config(compression=members).compression == {"full": "int8", "recurrent": "off"}
+    assert names(choose(members, (FULL, WINDOW, STATE), EVERYTHING)) == ["int8", "(zstd)", None]
 
 
 def test_a_configuration_does_not_change_with_what_it_was_made_of() -> None:

@@ -79,6 +79,24 @@ def test_an_answer_that_is_no_payload_sends_the_cell_as_it_is(answer: Any) -> No
             native.decode(cell(SPEC), b"abc", 9, Scratch())
 
 
+@pytest.mark.parametrize("where", ["encode", "decode"])
+def test_what_it_raises_is_logged_once(where: str, caplog: pytest.LogCaptureFixture) -> None:
+    def bad(*_: Any) -> bytes:
+        raise RuntimeError("out of luck")
+
+    native = register_codec("unlucky", 203, bad, bad, lossless=False).native
+    for _ in range(3):
+        if where == "encode":
+            assert native.encode(cell(SPEC), b"12345678", Scratch()) is None
+        else:
+            assert not native.decode_into(cell(SPEC), b"abc", bytearray(9), Scratch())
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert f"codec 'unlucky', {where}" in record.getMessage()
+    assert record.exc_info is not None
+    assert "out of luck" in str(record.exc_info[1])
+
+
 def test_data_that_is_kept_stays_readable() -> None:
     kept = []
 

@@ -53,9 +53,8 @@ def link(engine: Engine) -> Compression:
     return Compression(cast("EngineLink", engine), 2, cast("Cores", Spare()))
 
 
-def encoded(engine: Engine, gauge: Gauge | None, wire: int, cells: int = 1, now_ns: int = 1) -> None:
+def encoded(engine: Engine, gauge: Gauge, wire: int, cells: int = 1, now_ns: int = 1) -> None:
     """So many cells went through a codec, 1 GB/s, and left so many bytes each."""
-    assert gauge is not None
     for _ in range(cells):
         gauge.measured(CELL, wire, now_ns)
     engine.stats["encoded_bytes"] += CELL * cells
@@ -79,10 +78,25 @@ def test_the_same_gauge_for_the_same_kind(link: Compression) -> None:
 
 
 def test_gauges_are_bounded(link: Compression) -> None:
-    found = [link.gauge(MODEL, SPEC, layer) for layer in range(MOST_GAUGES + 2)]
-    assert found[-3] is not None
-    assert found[-2:] == [None, None]
-    assert link.gauge(MODEL, SPEC, 5) is found[5]
+    """Those that were asked for last are kept."""
+    found = [link.gauge(MODEL, SPEC, layer) for layer in range(MOST_GAUGES)]
+    assert link.gauge(MODEL, SPEC, 0) is found[0]
+    more = link.gauge(MODEL, SPEC, MOST_GAUGES)
+    assert link.gauge(MODEL, SPEC, 0) is found[0]
+    assert link.gauge(MODEL, SPEC, 2) is found[2]
+    assert link.gauge(MODEL, SPEC, MOST_GAUGES) is more
+    assert len(link._gauges) == MOST_GAUGES
+    assert link.gauge(MODEL, SPEC, 1) is not found[1]
+
+
+def test_what_is_sampled_of_many_kinds_is_bounded(link: Compression, engine: Engine) -> None:
+    for layer in range(MOST_GAUGES + 100):
+        encoded(engine, link.gauge(MODEL, SPEC, layer), CELL // 2)
+        if layer % 1000 == 0:
+            tick(link, engine, 2.0 * layer, at_rate(2e8))
+    tick(link, engine, 1e6, at_rate(2e8))
+    assert len(link._sampled) <= MOST_GAUGES
+    assert link.state.ratio == pytest.approx(2.0)
 
 
 def test_a_link_without_automatic_codecs_tells_nobody_anything(link: Compression, engine: Engine) -> None:

@@ -1,9 +1,11 @@
 """Configuration: what is out of range is refused at once, by name."""
 
 import copy
+import json
 import math
 import pickle
-from dataclasses import FrozenInstanceError, fields
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,37 @@ def test_it_can_be_handed_to_another_process(compression: str | dict[str, str]) 
         assert again.compression == compression
         with pytest.raises(TypeError):
             again.compression["mla"] = "off"  # type: ignore[index]
+    assert json.loads(json.dumps(asdict(config)))["compression"] == compression
+
+
+class Mine(Config):
+    """As a user may derive one."""
+
+
+def test_one_that_is_derived_stays_what_it_is() -> None:
+    config = Mine(compression={"full": "int8"})
+    again = pickle.loads(pickle.dumps(config))
+    assert type(again) is Mine
+    assert again.compression == {"full": "int8"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda it: it.update(mla="off"),
+        lambda it: it.pop("full"),
+        lambda it: it.popitem(),
+        lambda it: it.clear(),
+        lambda it: it.setdefault("mla", "off"),
+        lambda it: it.__delitem__("full"),
+        lambda it: it.__ior__({"mla": "off"}),
+    ],
+)
+def test_codecs_by_kind_do_not_change(change: Callable[[Any], object]) -> None:
+    config = Config(compression={"full": "int8"})
+    with pytest.raises(TypeError, match="a Config does not change"):
+        change(config.compression)
+    assert config.compression == {"full": "int8"}
 
 
 def test_every_field_says_what_it_is() -> None:

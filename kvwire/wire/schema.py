@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 import msgpack
@@ -346,10 +346,11 @@ def clip(reason: str) -> str:
 
 def encode(message: Message) -> bytes:
     """A message as it goes over the wire, length prefix included. SpecError for what no peer would accept."""
+    content: dict[str, Any] = {"t": message.TYPE}
     for name, check in message.CHECKS.items():
-        if not check(getattr(message, name)):
-            raise SpecError(_says(message, name, getattr(message, name)))
-    content = {"t": message.TYPE} | {each.name: getattr(message, each.name) for each in fields(message)}
+        value = content[name] = getattr(message, name)
+        if not check(value):
+            raise SpecError(_says(message, name, value))
     body: bytes = msgpack.packb(content)
     return len(body).to_bytes(LENGTH_BYTES, "little") + body
 

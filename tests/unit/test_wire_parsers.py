@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import fields
 
 import msgpack
 import pytest
@@ -130,6 +131,7 @@ def test_names_that_a_peer_has_chosen_do_not_stay() -> None:
 
 @pytest.mark.parametrize("message", EXAMPLES, ids=lambda m: m.TYPE)
 def test_every_field_is_needed_and_checked(message: schema.Message) -> None:
+    assert list(message.CHECKS) == [each.name for each in fields(message)], "what has no check is not sent"
     content = {name: getattr(message, name) for name in message.CHECKS} | {"t": message.TYPE}
     for name in message.CHECKS:
         with pytest.raises(ProtocolError, match=f"without {name}"):

@@ -20,7 +20,9 @@ def text(words: str) -> Markup:
     reading show as U+FFFD: records may come from anywhere."""
     if isinstance(words, Markup):
         return words
-    return Markup(escape("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in words)))
+    if not words.isprintable():
+        words = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in words)
+    return Markup(escape(words))
 
 
 def join(parts: Iterable[str]) -> Markup:

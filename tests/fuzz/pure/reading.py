@@ -37,7 +37,8 @@ class Cursor:
         return self.take(len(self._data) - self._at) if self else b""
 
     def byte(self) -> int:
-        return int.from_bytes(self.take(1), "little")
+        self._at += 1
+        return self._data[self._at - 1] if self._at <= len(self._data) else 0
 
     def word(self) -> int:
         """A u16."""

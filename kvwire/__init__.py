@@ -2,7 +2,7 @@
 
 from kvwire.codecs import Codec, find_codec, register_codec
 from kvwire.codings import Coded
-from kvwire.config import CodecNames, Config
+from kvwire.config import Config
 from kvwire.congestion import (
     Budget,
     Controller,
@@ -107,7 +107,6 @@ __all__ = [
     "Closed",
     "Codec",
     "CodecMismatch",
-    "CodecNames",
     "Coded",
     "CommitUnknown",
     "Config",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from ipaddress import ip_address
 from typing import Any, NoReturn
 
@@ -13,9 +14,6 @@ from kvwire.types import GroupKind, ModelTag
 KIB = 1024
 MIB = 1024 * 1024
 GIB = 1024 * MIB
-
-CodecNames = str | Mapping[str, str] | Mapping[GroupKind, str]
-"""A choice of codecs, as `Config.compression` explains it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,11 +109,15 @@ class Config:
     """What caps the rate of a link above the kernel's congestion control: a name (`kvwire.controllers()`), or what
     makes a `kvwire.Controller` for each link (docs/congestion.md)."""
 
-    compression: CodecNames = field(default="auto", hash=False)
+    compression: str | Mapping[str, str] = field(default="auto", hash=False)
     """What blocks go through on their way (docs/compression.md). "auto": the lossless codec, while that brings more
     through the link than it costs; "off": nothing; or the name of a codec, lossy ones among them, for all that leaves.
     A mapping says it by kind of group, `{"full": "int8", "recurrent": "zstd"}`, or by members of `GroupKind`; kinds
     that it leaves out are "auto"."""
+
+    def __reduce__(self) -> tuple[partial[Config], tuple[()]]:
+        """To be pickled by names of fields: another version may have others."""
+        return partial(type(self), **{each.name: getattr(self, each.name) for each in fields(self)}), ()
 
     def __post_init__(self) -> None:
         def check(name: str, low: float, high: float) -> None:
@@ -160,12 +162,12 @@ class Config:
 
 
 class ByKind(dict[str, str]):
-    """Codecs by kind of group. Nobody can change it, as little as the rest of a Config."""
+    """Codecs by kind of group, of a Config, which does not change."""
 
     __slots__ = ()
 
     def _refuse(self, *_: object, **__: object) -> NoReturn:
-        raise TypeError("a Config does not change; dataclasses.replace makes another one")
+        raise TypeError("these are a Config's codecs, and it does not change; dict(...) of them does")
 
     __setitem__ = __delitem__ = __ior__ = _refuse
     clear = pop = popitem = setdefault = update = _refuse

@@ -17,7 +17,6 @@ from kvwire._ext.lanes import EngineLink
 from kvwire.codecs.choice import choose
 from kvwire.codings import tags
 from kvwire.compression import Compression
-from kvwire.config import CodecNames
 from kvwire.congestion import LanePlanner, check_budget
 from kvwire.control import Stream
 from kvwire.dialler import Dialler
@@ -107,7 +106,7 @@ class Link(Driver):
         deadline_s: float | None = None,
         klass: int = 1,
         late: Literal["refuse", "send"] = "refuse",
-        compression: CodecNames | None = None,
+        compression: str | Mapping[str, str] | None = None,
     ) -> Outgoing:
         """Offer a transfer, best before prefill starts; returns when the receiver has granted it.
 

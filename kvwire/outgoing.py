@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from kvwire import wire
 from kvwire._ext.outgoing import OutTransfer
 from kvwire.codecs.choice import Choice
+from kvwire.codecs.registry import check_outside_codecs
 from kvwire.codings import codings, named
 from kvwire.errors import (
     AttachmentError,
@@ -228,7 +229,8 @@ class Outgoing(Transfer):
     # --- what is ready --------------------------------------------------------------------------------------------
 
     def ready(self, group: str, layer: int, blocks: Iterable[int] | BlockRange | None = None) -> None:
-        """These blocks of a layer are computed and may leave; None: all that were granted. From any thread.
+        """These blocks of a layer are computed and may leave; None: all that were granted. From any thread; WrongThread
+        in a codec's function.
 
         Until the receipt or an abort they must not be written (`Pages.check_free` says so). ReadyError for blocks
         that were not granted or were ready before, QueueFull where too much waits for the lanes; then none of the
@@ -238,6 +240,7 @@ class Outgoing(Transfer):
         self._ready(group, layer, None if blocks is None else _block_numbers(group, blocks))
 
     def _ready(self, group: str, layer: int, wanted: NDArray[np.int64] | None) -> None:
+        check_outside_codecs()
         segment = self.manifest.segment(group, layer)
         with self._ready_lock:  # so that nothing gets between the checks and what they are for
             runs = [(0, len(self.granted[group]))] if wanted is None else self._position_runs(group, wanted)
@@ -292,7 +295,9 @@ class Outgoing(Transfer):
         return [(run.start, len(run)) for run in runs_of(found)]
 
     def attach(self, value: Any) -> None:
-        """Send the transfer's attachment: anything msgpack can carry, at most 64 KiB packed. Once, from any thread."""
+        """Send the transfer's attachment: anything msgpack can carry, at most 64 KiB packed. Once, from any thread;
+        WrongThread in a codec's function."""
+        check_outside_codecs()
         if not self.manifest.attachment:
             raise AttachmentError("the manifest announced no attachment", hint="Manifest(..., attachment=True)")
         try:

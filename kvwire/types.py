@@ -32,7 +32,7 @@ MAX_ATTACHMENT_BYTES = 64 * 1024
 """Largest attachment: one frame, whatever the cell size."""
 
 
-class GroupKind(enum.Enum):
+class GroupKind(enum.StrEnum):
     """What a group's bytes are. It decides what a receiver may leave out (see `Manifest.check_grant`)."""
 
     FULL = "full"

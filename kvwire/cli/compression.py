@@ -41,7 +41,7 @@ def choice(text: str) -> str | Mapping[str, str]:
     return found
 
 
-def spoken(value: kvwire.CodecNames) -> str:
+def spoken(value: str | Mapping[str, str]) -> str:
     """The text of what `Config.compression` has."""
     return value if isinstance(value, str) else ",".join(f"{kind}={name}" for kind, name in value.items())
 

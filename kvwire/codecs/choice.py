@@ -8,7 +8,7 @@ from itertools import repeat
 
 from kvwire.codecs.description import Codec
 from kvwire.codecs.registry import codecs, find_codec
-from kvwire.config import CodecNames, check_compression
+from kvwire.config import check_compression
 from kvwire.errors import CodecMismatch, ConfigError, ProtocolError
 from kvwire.types import DType, GroupKind, GroupSpec
 
@@ -53,22 +53,24 @@ def by_ids(ids: Sequence[int], specs: Iterable[GroupSpec]) -> list[Choice | None
     return found
 
 
-def check_names(compression: CodecNames) -> None:
+def check_names(compression: str | Mapping[str, str]) -> None:
     """ConfigError where one of the codecs is unknown, or this machine lacks what it needs."""
     for name in [compression] if isinstance(compression, str) else compression.values():
         if name not in (AUTO, OFF):
             find_codec(name)
 
 
-def choose(compression: CodecNames, specs: Iterable[GroupSpec], peer: Collection[Tag]) -> list[Choice | None]:
+def choose(
+    compression: str | Mapping[str, str], specs: Iterable[GroupSpec], peer: Collection[Tag]
+) -> list[Choice | None]:
     """What each group goes through; None: nothing. `peer`: what that takes.
 
     ConfigError for an unknown codec, one that cannot be had here, or one that does not take a group; CodecMismatch
     for one that the peer does not take. "auto" is never an error: what cannot be is left out.
     """
-    checked = check_compression(compression)
-    check_names(checked)
-    return [_choose(checked, spec, peer) for spec in specs]
+    compression = check_compression(compression)
+    check_names(compression)
+    return [_choose(compression, spec, peer) for spec in specs]
 
 
 def _choose(compression: str | Mapping[str, str], spec: GroupSpec, peer: Collection[Tag]) -> Choice | None:

@@ -84,10 +84,12 @@ def register_codec(
     `encode` and `decode` are functions in Python, which take the GIL for every cell, or both the addresses of functions
     in C as kvwire/_ext/codec_impl.h has them; `provider` is an address that those find in their codec, and `keep` an
     object that has to live as long. ConfigError where the name or the id is taken or cannot be one. Links that are up
-    do not take what is registered later. A codec's functions run in the workers, while these read pages: they must not
-    call what waits for a worker, and it would be their own. `abort_nowait` and blocking waits raise WrongThread in
-    functions in Python, and hang in those in C. What a function in Python raises is logged the first time: a cell that
-    it does not encode goes as it is, a payload that it does not decode ends the lane.
+    do not take what is registered later.
+
+    A codec's functions run in the workers, while these read pages. So they must not call what waits for a worker, which
+    would be their own: in functions in Python aborting a transfer, `ready`, `attach` and blocking waits raise
+    WrongThread; in those in C they hang. A cell that `encode` makes nothing of goes as it is, a payload that `decode`
+    makes nothing of ends the lane; that one in Python raises, or returns what is no bytes, is logged the first time.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigError(f"{name!r:.80} is no name of a codec; expected lower case, digits, '_', '-' and '.'")
@@ -112,11 +114,12 @@ _running = threading.local()
 
 
 class _Function:
-    """A codec's function in Python: it is known that it runs, and what it raises first is logged. The engine only sees
-    that there was no payload, or no cell."""
+    """A codec's function in Python: it is known that it runs, and its first error is logged. The engine only sees that
+    there was no payload, or no cell."""
 
     def __init__(self, codec: str, does: str, function: Callable[..., Any]) -> None:
         self._what = f"codec {codec!r}, {does}"
+        self._may_be_none = does == "encode"
         self._function = function
         self._has_raised = False
 
@@ -124,11 +127,14 @@ class _Function:
         around = getattr(_running, "what", None)
         _running.what = self._what
         try:
-            return self._function(*args)
-        except Exception:
+            made = self._function(*args)
+            if made is not None or not self._may_be_none:
+                memoryview(made)  # TypeError for what is no bytes
+            return made
+        except BaseException:
             if not self._has_raised:
                 self._has_raised = True
-                log.warning("%s: it raised, which is said once", self._what, exc_info=True)
+                log.warning("%s: failed, which is said once", self._what, exc_info=True)
             raise
         finally:
             _running.what = around
@@ -140,7 +146,7 @@ def check_outside_codecs() -> None:
     if what is not None:
         raise WrongThread(
             f"this would wait for the worker that runs {what}",
-            hint="do it on the event loop: loop.call_soon_threadsafe(transfer.abort_nowait)",
+            hint="leave it to another thread and go on: loop.call_soon_threadsafe(transfer.abort_nowait)",
         )
 
 

@@ -55,7 +55,8 @@ class Capacity:
         grows = rate_bps > GROWTH * max((span.rate_bps for span in self._spans), default=0.0)
         busy = self._limited <= LIMITED_SHARE * self._seconds
         by_path = busy and not grows
-        if by_path and self._growing and self._spans:  # it grew until the path was full
+        if by_path and self._growing and self._spans and GROWTH * rate_bps >= self._spans[-1].rate_bps:
+            # It grew until the path was full. After an outage, or a receiver that stands still, that is not known.
             self._spans[-1] = self._spans[-1]._replace(by_path=True)
         self._growing = busy and grows
         self._spans.append(_Span(now, rate_bps, by_path))

@@ -1,7 +1,7 @@
 """Transfers that go through codecs over real TCP: what comes back, what both ends say of it, and what cannot be."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -253,7 +253,10 @@ async def test_one_that_would_wait_for_its_own_worker() -> None:
 
     def waits(made: bytes) -> bytes:
         for end in ends:
-            for call in (end.abort_nowait, partial(end.wait_committed, 5.0)):
+            calls: list[Callable[[], object]] = [end.abort_nowait, partial(end.wait_committed, 5.0)]
+            if isinstance(end, Outgoing):
+                calls += partial(end.ready, "full", 0), partial(end.attach, 7)
+            for call in calls:
                 try:
                     call()
                 except WrongThread as error:

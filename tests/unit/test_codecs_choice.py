@@ -104,7 +104,7 @@ def test_what_is_no_kind(kind: Any) -> None:
 
 
 def test_kinds_are_named_or_members() -> None:
-    members = {GroupKind.FULL: "int8", GroupKind.RECURRENT: "off"}
+    members: dict[str, str] = {GroupKind.FULL: "int8", "recurrent": "off"}
     assert Config(compression=members).compression == {"full": "int8", "recurrent": "off"}
     assert names(choose(members, (FULL, WINDOW, STATE), EVERYTHING)) == ["int8", "(zstd)", None]
 

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sysconfig
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from kvwire._ext.codec import Cell, Native, Scratch
 from kvwire.codecs import Codec, cell, codecs, find_codec, register_codec, registry
-from kvwire.errors import ConfigError, ProtocolError
+from kvwire.errors import ConfigError, ProtocolError, WrongThread
 from kvwire.types import DType, GroupKind, GroupSpec, Part
 
 pytestmark = pytest.mark.usefixtures("codecs_forgotten")
@@ -79,10 +80,21 @@ def test_an_answer_that_is_no_payload_sends_the_cell_as_it_is(answer: Any) -> No
             native.decode(cell(SPEC), b"abc", 9, Scratch())
 
 
+WRONG: list[tuple[Any, str]] = [
+    (RuntimeError("out of luck"), "out of luck"),
+    (SystemExit("out of luck"), "out of luck"),
+    ("text", "bytes-like object is required, not 'str'"),
+    (5, "bytes-like object is required, not 'int'"),
+]
+
+
 @pytest.mark.parametrize("where", ["encode", "decode"])
-def test_what_it_raises_is_logged_once(where: str, caplog: pytest.LogCaptureFixture) -> None:
-    def bad(*_: Any) -> bytes:
-        raise RuntimeError("out of luck")
+@pytest.mark.parametrize(("answer", "words"), WRONG, ids=lambda it: type(it).__name__)
+def test_its_first_error_is_logged(answer: Any, words: str, where: str, caplog: pytest.LogCaptureFixture) -> None:
+    def bad(*_: Any) -> Any:
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
 
     native = register_codec("unlucky", 203, bad, bad, lossless=False).native
     for _ in range(3):
@@ -94,7 +106,34 @@ def test_what_it_raises_is_logged_once(where: str, caplog: pytest.LogCaptureFixt
     assert record.levelname == "WARNING"
     assert f"codec 'unlucky', {where}" in record.getMessage()
     assert record.exc_info is not None
-    assert "out of luck" in str(record.exc_info[1])
+    assert words in str(record.exc_info[1])
+
+
+def test_what_waits_is_refused_in_its_functions_only() -> None:
+    """In this thread, for as long as they run, and after one that calls another one."""
+    inner = register_codec("inner", 204, lambda shape, data: refused("inner"), decode, lossless=False).native
+
+    def outer(shape: Cell, data: memoryview) -> bytes:
+        assert inner.encode(shape, b"12345678", Scratch()) == b"1"
+        return refused("outer")
+
+    def refused(name: str) -> bytes:
+        with pytest.raises(WrongThread, match=f"codec '{name}', encode"):
+            registry.check_outside_codecs()
+        other = threading.Thread(target=elsewhere)
+        other.start()
+        other.join()
+        return b"1"
+
+    def elsewhere() -> None:
+        registry.check_outside_codecs()
+        free.append(True)
+
+    free: list[bool] = []
+    native = register_codec("outer", 205, outer, decode, lossless=False).native
+    assert native.encode(cell(SPEC), b"12345678", Scratch()) == b"1"
+    registry.check_outside_codecs()
+    assert len(free) == 2
 
 
 def test_data_that_is_kept_stays_readable() -> None:

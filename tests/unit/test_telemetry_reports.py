@@ -184,6 +184,36 @@ def test_growth_that_the_application_ended_says_nothing_of_the_path() -> None:
     assert found.capacity_is_lower_bound
 
 
+@pytest.mark.parametrize("then", [0.0, 4e7], ids=["an outage", "a receiver that stands still"])
+def test_growth_that_ends_in_less_than_it_came_from_says_nothing_of_the_path(then: float) -> None:
+    builder = ReportBuilder()
+    now = 0.0
+    for rate in (1e7, 3e7, 9e7):
+        now = ticks(builder, now, 0.5, rate)
+    found = made(builder, ticks(builder, now, 0.5, then))
+    assert found.capacity_bps == pytest.approx(9e7, rel=1e-3)
+    assert found.capacity_is_lower_bound
+
+
+def test_what_was_limited_while_it_grew_is_a_lower_bound() -> None:
+    builder = ReportBuilder()
+    now = ticks(builder, 0.0, 0.5, 1.1e8, idle_s=0.006)
+    assert made(builder, ticks(builder, now, 0.5, 1e8)).capacity_is_lower_bound
+
+
+def test_only_what_comes_next_tells_of_growth() -> None:
+    builder = ReportBuilder()
+    now = ticks(builder, 0.0, 0.5, 1e8)
+    now = ticks(builder, now, 0.5, 1.2e8, idle_s=0.006)
+    assert made(builder, ticks(builder, now, 0.5, 1.1e8)).capacity_is_lower_bound
+
+
+def test_growth_that_was_long_ago_is_forgotten() -> None:
+    builder = ReportBuilder()
+    now = ticks(builder, 0.0, 0.5, 1e8)
+    assert made(builder, ticks(builder, now + 11.0, 0.5, 0.0)).capacity_bps == 0.0
+
+
 def test_used_less_than_it_could_be() -> None:
     builder = ReportBuilder()
     now = ticks(builder, 0.0, 2.0, 1e9)

@@ -64,7 +64,6 @@ def test_beside_other_settings_of_compression() -> None:
     assert (found["coded_share"], found["coded_ratio"]) == (1.0, pytest.approx(1.47, abs=0.05))
     assert found["ratio_vs_off"] == pytest.approx(found["goodput_bps"] / found["off_bps"])
     assert [len(found[f"{name}_bps_runs"]) for name in ("off", "int8")] == [2, 2]
-    assert found["ratio_vs_off"] > 0
     assert found["checked"] == 2 * 2 * 3  # what went through a lossy codec, too
 
 

@@ -67,6 +67,7 @@ class Compression:
         self._peer_Bps = 0
         self._ratio, self._ratio_at = 0.0, 0.0
         self._sampled: dict[Kind, int] = {}
+        self._encode_ns = 0
         self._decoded = time.monotonic(), 0, 0.0  # when, nanoseconds of decoding by then, and cores of it before
 
     # --- what transfers ask ---------------------------------------------------------------------------------------
@@ -88,16 +89,16 @@ class Compression:
 
     @property
     def decode_Bps(self) -> int:
-        """Plain bytes per second that this node can decode, with cores that are idle or decode now; 0: nothing was
-        decoded yet. A worker that decodes does not receive meanwhile."""
+        """Plain bytes per second that this node can decode of automatic codecs, with cores that are idle or do so now.
+        0: none was decoded yet. A worker that decodes does not receive meanwhile."""
         now, stats = time.monotonic(), self._engine.link_stats()
-        self._decoding.add(stats["decoded_bytes"], stats["decode_ns"])
+        self._decoding.add(stats["auto_decoded_bytes"], stats["auto_decode_ns"])
         if not self._decoding.Bps:
             return 0
         since, ns, cores = self._decoded
         if now - since >= RATIO_S:
-            cores = (stats["decode_ns"] - ns) / 1e9 / (now - since)
-            self._decoded = now, stats["decode_ns"], cores
+            cores = (stats["auto_decode_ns"] - ns) / 1e9 / (now - since)
+            self._decoded = now, stats["auto_decode_ns"], cores
         workers = min(self._workers, self._cores.idle(now) + cores)
         # Without a core to spare it is next to nothing, which is not the same as not known.
         return max(1, int(workers / (1 / self._decoding.Bps + 1 / WORKER_Bps)))
@@ -106,13 +107,14 @@ class Compression:
 
     def look(self, now: float, sample: PathSample, stats: LinkStats) -> None:
         """What the link did since the last look; tells the engine where the rule changes its mind."""
-        self._encoding.add(stats["encoded_bytes"], stats["encode_ns"])
-        self._decoding.add(stats["decoded_bytes"], stats["decode_ns"])
+        self._encoding.add(stats["auto_encoded_bytes"], stats["auto_encode_ns"])
+        self._decoding.add(stats["auto_decoded_bytes"], stats["auto_decode_ns"])
+        coding = (stats["auto_encode_ns"] - self._encode_ns) / 1e9 / sample.interval_s
+        self._encode_ns = stats["auto_encode_ns"]
         if not self._gauges:
             return
         self._weigh(now)
         workers = max(1, min(self._workers, len(sample.lanes)))
-        coding = sample.encode_s / sample.interval_s
         lane_s = sample.interval_s * max(1, len(sample.lanes))
         arrived = min(sample.wire_bytes - sample.retransmitted_bytes, sample.delivered_bytes)
         self._rule.add(
@@ -122,7 +124,7 @@ class Compression:
                 plain_bytes=sample.landed_bytes,
                 limited_s=sample.idle_s + sample.paced_s,
                 rtt_s=sample.rtt_s,
-                coding_share=coding / workers,
+                coding_share=sample.encode_s / sample.interval_s / workers,
                 receiver_share=sum(lane.receiver_limited_s for lane in sample.lanes) / lane_s,
             )
         )

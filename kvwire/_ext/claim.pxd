@@ -14,6 +14,7 @@ cdef struct batch_t:
     u32 encodes                    # and for each whose cell goes through its codec
     u32 payload[BATCH_FRAMES]      # what of that cell leaves; 0: not known, because the lane has failed
     u64 encode_ns
+    u64 auto_encode_ns             # of this
     size_t control                 # bytes of control frames in lane.control, checksums missing
     # of a plain batch
     size_t bytes                   # control and data

@@ -8,7 +8,7 @@ already, and the peer's own pacing may wait for them.
 from libc.string cimport memcpy, memmove, memset
 
 from kvwire._ext.cipher cimport TAG_BYTES
-from kvwire._ext.coding cimport SHARE_ONE, coding_t, gauge_measured, gauge_wants
+from kvwire._ext.coding cimport AUTOMATIC, SHARE_ONE, coding_t, gauge_measured, gauge_wants
 from kvwire._ext.core cimport *
 from kvwire._ext.frame cimport ACK, ACK_ENTRY_BYTES, HEADER_BYTES, RECEIPT, frame_header, header_t
 from kvwire._ext.lanelog cimport log_append, log_trim_last
@@ -151,6 +151,8 @@ cdef void note_encoded(lane_t *lane, const batch_t *b) noexcept nogil:
                 coding = &t.coding[run.segment]
                 plain, wire = out_cell_len(t, run.segment, cell), b.payload[frame]
                 link.encoded_bytes += plain
+                if coding.codec.id == AUTOMATIC:
+                    link.auto_encoded_bytes += plain
                 if coding.gauge != NULL:
                     gauge_measured(coding.gauge, plain, wire, now)
                 if wire < plain:
@@ -162,6 +164,7 @@ cdef void note_encoded(lane_t *lane, const batch_t *b) noexcept nogil:
             frame += 1
     batch_wire += batch_plain
     link.encode_ns += b.encode_ns
+    link.auto_encode_ns += b.auto_encode_ns
     pacer_give_back(&link.pacer, batch_plain - batch_wire)
     if batch_plain:
         link.wire_share = (3 * link.wire_share + batch_wire * SHARE_ONE // batch_plain) >> 2
@@ -208,7 +211,7 @@ cdef bint claim(lane_t *lane, batch_t *b) noexcept nogil:
     cdef u64 now
     b.runs = b.frames = 0
     b.fresh = b.encodes = 0
-    b.encode_ns = 0
+    b.encode_ns = b.auto_encode_ns = 0
     b.control = 0
     lane.paced_until_ns = 0
     pthread_mutex_lock(&link.lock)

@@ -10,6 +10,7 @@ cdef enum:
     STEADY_NS = 5000000000         # for how long nothing changes once it has
     SHARE_ONE = 1 << 16            # a payload as long as its cell
     SHARE_WORTH = 59578            # SHARE_ONE / 1.1: what it has to be below
+    AUTOMATIC = 1                  # id of the codec that "auto" goes through (kvwire/codecs/choice.py)
 
 cdef struct gauge_t:
     u64 samples                    # shown, as all of them; written under the link's lock

@@ -287,6 +287,10 @@ cdef struct link_t:
     u64 coded_wire_bytes           # lock: of their payloads
     u64 decoded_bytes              # lock: that came out of codecs
     u64 decode_ns                  # lock
+    u64 auto_encoded_bytes         # lock: of these, and of the times, what the codec has that "auto" goes through
+    u64 auto_encode_ns             # lock
+    u64 auto_decoded_bytes         # lock
+    u64 auto_decode_ns             # lock
 
 cdef struct worker_t:
     engine_t *engine

@@ -72,6 +72,11 @@ class LinkStats(TypedDict):
     """Of the cells that came coded."""
     decode_ns: int
     """That it took to decode them, summed over workers."""
+    auto_encoded_bytes: int
+    auto_encode_ns: int
+    auto_decoded_bytes: int
+    auto_decode_ns: int
+    """Of these four, what the codec has that "auto" goes through, whoever has asked for it."""
 
 class EngineLink:
     """Lanes, send queue and transfers of one link."""

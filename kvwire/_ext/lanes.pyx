@@ -289,6 +289,8 @@ cdef class EngineLink:
             "hedged_bytes": s.hedged_bytes, "resent_bytes": s.resent_bytes, "inflight_bytes": s.inflight_bytes,
             "encoded_bytes": s.encoded_bytes, "encode_ns": s.encode_ns, "coded_plain_bytes": s.coded_plain_bytes,
             "coded_wire_bytes": s.coded_wire_bytes, "decoded_bytes": s.decoded_bytes, "decode_ns": s.decode_ns,
+            "auto_encoded_bytes": s.auto_encoded_bytes, "auto_encode_ns": s.auto_encode_ns,
+            "auto_decoded_bytes": s.auto_decoded_bytes, "auto_decode_ns": s.auto_decode_ns,
         }
 
     @property

@@ -60,6 +60,10 @@ cdef struct link_stats_t:
     u64 coded_wire_bytes
     u64 decoded_bytes
     u64 decode_ns
+    u64 auto_encoded_bytes
+    u64 auto_encode_ns
+    u64 auto_decoded_bytes
+    u64 auto_decode_ns
 
 cdef inline void copy_link_stats(const link_t *c, link_stats_t *s) noexcept nogil:
     cdef const lane_t *l = c.lanes
@@ -79,3 +83,5 @@ cdef inline void copy_link_stats(const link_t *c, link_stats_t *s) noexcept nogi
     s.encoded_bytes, s.encode_ns = c.encoded_bytes, c.encode_ns
     s.coded_plain_bytes, s.coded_wire_bytes = c.coded_plain_bytes, c.coded_wire_bytes
     s.decoded_bytes, s.decode_ns = c.decoded_bytes, c.decode_ns
+    s.auto_encoded_bytes, s.auto_encode_ns = c.auto_encoded_bytes, c.auto_encode_ns
+    s.auto_decoded_bytes, s.auto_decode_ns = c.auto_decoded_bytes, c.auto_decode_ns

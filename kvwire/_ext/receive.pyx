@@ -8,7 +8,7 @@ from libc.errno cimport EAGAIN, EINTR, errno
 from libc.string cimport memcpy, memmove
 
 from kvwire._ext.codec cimport byte_t, cell_t
-from kvwire._ext.coding cimport cell_at, coding_t
+from kvwire._ext.coding cimport AUTOMATIC, cell_at, coding_t
 from kvwire._ext.core cimport *
 from kvwire._ext.cipher cimport TAG_BYTES
 from kvwire._ext.frame cimport (ACK, ACK_ENTRY_BYTES, BAD_TAG, DATA, FRAME_OK, HEADER_BYTES, NO_KEY,
@@ -201,6 +201,9 @@ cdef lane_close_t on_data(lane_t *lane, const header_t *h, const char *payload, 
     if h.codec and verdict == LANE_OPEN:
         link.decoded_bytes += h.plain_len
         link.decode_ns += decode_ns
+        if h.codec == AUTOMATIC:
+            link.auto_decoded_bytes += h.plain_len
+            link.auto_decode_ns += decode_ns
         t.coding[h.segment].plain_bytes += h.plain_len
         t.coding[h.segment].wire_bytes += h.wire_len
     if t.state != ACTIVE:

@@ -16,7 +16,7 @@ from libc.errno cimport EAGAIN, EINTR, errno
 from libc.string cimport memcpy, memset
 
 from kvwire._ext.claim cimport batch_t, claim, settle
-from kvwire._ext.coding cimport cell_at, coding_t
+from kvwire._ext.coding cimport AUTOMATIC, cell_at, coding_t
 from kvwire._ext.codec cimport byte_t, cell_t
 from kvwire._ext.core cimport *
 from kvwire._ext.crc32c cimport kvwire_crc32c
@@ -180,7 +180,7 @@ cdef int encoded(lane_t *lane, batch_t *b, const run_t *run, u32 cell, header_t 
     cdef cell_t view = cell_at(coding, <u64>cell * t.cell_bytes)
     cdef int n
     cdef long long made
-    cdef u64 start
+    cdef u64 start, took
     if not has_scratch(lane.worker):
         return cell_pieces(t, run, cell, h.plain_len, pieces, payload)
     n = cell_pieces(t, run, cell, h.plain_len, pieces, lane.worker.cell)
@@ -191,7 +191,10 @@ cdef int encoded(lane_t *lane, batch_t *b, const run_t *run, u32 cell, header_t 
     start = now_ns()
     made = coding.codec.encode(coding.codec, &view, <byte_t *>pieces.iov_base, h.plain_len, <byte_t *>payload,
                                h.plain_len, &lane.worker.scratch)
-    b.encode_ns += now_ns() - start
+    took = now_ns() - start
+    b.encode_ns += took
+    if coding.codec.id == AUTOMATIC:
+        b.auto_encode_ns += took
     b.payload[frame] = h.plain_len
     if 0 < made < <long long>h.plain_len:
         b.payload[frame] = h.wire_len = <u32>made
@@ -239,7 +242,7 @@ cdef bint stage_all(lane_t *lane, batch_t *b, u64 now) noexcept nogil:
 
 cdef void send_staged(lane_t *lane, batch_t *b, u64 now) noexcept nogil:
     """Make the frames of a batch and let its pages go. They leave as the rest of a batch does."""
-    b.encode_ns = 0
+    b.encode_ns = b.auto_encode_ns = 0
     memset(b.payload, 0, sizeof(b.payload))
     if stage_all(lane, b, now):
         kv_count(&lane.tx_frames, <u64>b.frames)

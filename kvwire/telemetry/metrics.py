@@ -276,8 +276,8 @@ TABLE: tuple[Metric, ...] = (
     _counter("coded_wire", "By", "The same payload, as it left", lambda it: it.totals.coded_wire_bytes),
     _counter("decoded", "By", "Payload that came coded, as it was", lambda it: it.totals.decoded_bytes),
     _counter("decode", "s", "Time of workers that it took to decode", lambda it: it.totals.decode_s),
-    _gauge("encode_rate", "bit/s", "Payload that a core here encodes", lambda it: it.encode_bps or None),
-    _gauge("decode_rate", "bit/s", "Payload that a core here decodes", lambda it: it.decode_bps or None),
+    _gauge("encode_rate", "bit/s", "Payload that a core here encodes by 'auto'", lambda it: it.encode_bps or None),
+    _gauge("decode_rate", "bit/s", "Payload that a core here decodes of it", lambda it: it.decode_bps or None),
     _gauge("peer_decode_rate", "bit/s", "Payload that the peer can decode", lambda it: it.peer_decode_bps or None),
     _gauge("link_rate", "bit/s", "What the link is taken to carry beside that", lambda it: it.link_bps or None),
 

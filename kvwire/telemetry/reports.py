@@ -256,9 +256,9 @@ class EgressReport:
     coded_wire_bytes: int
     """Bytes of the same payload, as it left. Engine."""
     encode_bps: float
-    """Bits per second of payload that a core of this host encodes, now; 0.0: not known. Engine."""
+    """Bits per second of payload that a core of this host encodes, now, by "auto"; 0.0: not known. Engine."""
     decode_bps: float
-    """Bits per second of payload that a core of this host decodes, now; 0.0: not known. Engine."""
+    """Bits per second of payload that a core of this host decodes, now, by "auto"; 0.0: not known. Engine."""
     peer_decode_bps: float
     """Bits per second of payload that the peer can decode with the cores it has to spare, as of its latest grant; 0.0:
     it does not know. Peer."""

@@ -15,6 +15,7 @@ from kvwire._ext.incoming import InTransfer
 from kvwire._ext.lanes import FAULTS, EngineLink
 from kvwire._ext.outgoing import OutTransfer
 from kvwire.codecs import cell, find_codec
+from kvwire.codecs.choice import LOSSLESS
 from kvwire.errors import SpecError
 from kvwire.types import DType, GroupSpec
 from tests.net.engines import CELL, PATIENCE_S, Memory, Pair, all_ready, closures, commit, frames, raw_peer, until
@@ -90,6 +91,27 @@ def test_lossy_is_what_the_codec_makes_of_each_cell() -> None:
                 payload = INT8.encode(kind, piece, scratch)
                 assert payload is not None
                 assert after[at : at + CELL] == INT8.decode(kind, payload, len(piece), scratch)
+
+
+def test_what_automatic_codecs_take_is_told_apart() -> None:
+    """`auto` is judged by its own codec, whatever else is named on a link."""
+    automatic = find_codec(LOSSLESS).native
+    source, target = Memory(SHAPES[:2]), Memory(SHAPES[:2], seed=2)
+    normal(source)
+    with Pair() as pair:
+        mixed: list[Coding | None] = [
+            Coding(codec, kind) for codec, kind in zip((automatic, INT8), KINDS[:2], strict=True)
+        ]
+        out, inc = pair.transfer(source, target, codings=mixed)
+        all_ready(out, source)
+        commit(out, inc)
+        sent, received = pair.sender.link_stats(), pair.receiver.link_stats()
+        first, second = map(len, source.content())
+        assert (sent["encoded_bytes"], sent["auto_encoded_bytes"]) == (first + second, first)
+        assert 0 < sent["auto_encode_ns"] < sent["encode_ns"]
+        assert received["auto_decoded_bytes"] == out.coded()[0][0]
+        assert received["decoded_bytes"] == sum(plain for plain, _ in out.coded()) > received["auto_decoded_bytes"]
+        assert 0 < received["auto_decode_ns"] < received["decode_ns"]
 
 
 def test_without_a_gain_cells_go_as_they_are() -> None:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 SPEC = GroupSpec.attention("full", range(4), DType.BF16, block_tokens=16, heads=2, head_dim=32)
 MODEL = ModelTag("m")
 CELL = 65536
+COUNTED = [
+    f"{of}{what}" for of in ("", "auto_") for what in ("encoded_bytes", "encode_ns", "decoded_bytes", "decode_ns")
+]
 
 
 class Engine:
@@ -29,7 +32,7 @@ class Engine:
 
     def __init__(self) -> None:
         self.told: list[bool] = []
-        self.stats = dict.fromkeys(("encoded_bytes", "encode_ns", "decoded_bytes", "decode_ns"), 0)
+        self.stats = dict.fromkeys(COUNTED, 0)
 
     def set_affordable(self, on: bool) -> None:
         self.told.append(on)
@@ -57,8 +60,8 @@ def encoded(engine: Engine, gauge: Gauge, wire: int, cells: int = 1, now_ns: int
     """So many cells went through a codec, 1 GB/s, and left so many bytes each."""
     for _ in range(cells):
         gauge.measured(CELL, wire, now_ns)
-    engine.stats["encoded_bytes"] += CELL * cells
-    engine.stats["encode_ns"] += CELL * cells
+    engine.stats["auto_encoded_bytes"] += CELL * cells
+    engine.stats["auto_encode_ns"] += CELL * cells
 
 
 def tick(link: Compression, engine: Engine, now: float, sample: PathSample) -> None:
@@ -150,16 +153,27 @@ def test_rates_follow_what_comes_and_need_some_cells() -> None:
     assert rate.Bps == pytest.approx(0.25e9, rel=0.01)
 
 
+def test_codecs_by_name_do_not_spoil_what_is_known_of_automatic_ones(link: Compression, engine: Engine) -> None:
+    """A slow one of the application's, and many of its cells."""
+    encoded(engine, link.gauge(MODEL, SPEC, 0), CELL // 2, cells=8)
+    engine.stats |= {"encoded_bytes": 10**9, "encode_ns": 10**12, "decoded_bytes": 10**9, "decode_ns": 10**12}
+    for number in range(20):
+        tick(link, engine, number / 10, at_rate(2e8))
+    assert engine.told == [True]
+    assert link.state.encode_Bps == pytest.approx(1e9)
+    assert link.state.decode_Bps == link.decode_Bps == 0.0
+
+
 def test_what_this_node_decodes_is_told_with_grants(
     link: Compression, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert link.decode_Bps == 0, "nothing has come yet"
-    engine.stats |= {"decoded_bytes": 10**9, "decode_ns": 10**9 // 2}
+    engine.stats |= {"auto_decoded_bytes": 10**9, "auto_decode_ns": 10**9 // 2}
     assert link.decode_Bps == int(2 / (1 / 2e9 + 1 / 2.5e9)), "two workers, two idle cores"
     monkeypatch.setattr(Spare, "idle", lambda *_: 0.0)
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + 2.0)
-    engine.stats |= {"decoded_bytes": 3 * 10**9, "decode_ns": 3 * 10**9 // 2}
+    engine.stats |= {"auto_decoded_bytes": 3 * 10**9, "auto_decode_ns": 3 * 10**9 // 2}
     assert 1 < link.decode_Bps < int(1 / (1 / 2e9 + 1 / 2.5e9)), "no core is idle but those that decode"
     monkeypatch.setattr(time, "monotonic", lambda: now + 4.0)
     assert link.decode_Bps == 1, "none at all, which is not the same as not known"

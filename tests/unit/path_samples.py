@@ -7,21 +7,21 @@ from typing import Any
 
 from kvwire.congestion import LaneSample, PathSample
 
-LANE_FIELDS, PATH_FIELDS = LaneSample._fields, [f.name for f in fields(PathSample)]
-SUMS = sorted(set(LANE_FIELDS) & set(PATH_FIELDS))
+PATH_FIELDS = [f.name for f in fields(PathSample)]
+SUMS = {at: name for at, name in enumerate(LaneSample._fields) if name in PATH_FIELDS}
+LANE: dict[str, Any] = dict.fromkeys(LaneSample._fields, 0) | {"incarnation": 1, "congestion": "cubic"}
+PATH: dict[str, Any] = dict.fromkeys(PATH_FIELDS, 0) | {"queued_bytes": (0, 0, 0), "oldest_s": (0.0, 0.0, 0.0)}
 
 
 def lane_sample(lane: int, **known: Any) -> LaneSample:
-    values: dict[str, Any] = dict.fromkeys(LANE_FIELDS, 0)
-    return LaneSample(**(values | {"lane": lane, "incarnation": 1, "congestion": "cubic"} | known))
+    return LaneSample(**(LANE | {"lane": lane} | known))
 
 
 def path_sample(interval_s: float, lanes: tuple[LaneSample, ...] = (), **known: Any) -> PathSample:
     """Sums are those of the lanes."""
-    sums: dict[str, Any] = {name: sum(getattr(lane, name) for lane in lanes) for name in SUMS}
+    values = PATH | {"interval_s": interval_s, "lanes": lanes}
     if lanes:
-        sums["rtt_s"] = sums["rtt_s"] / len(lanes)
-        sums["min_rtt_s"] = min(lane.min_rtt_s for lane in lanes)
-    values: dict[str, Any] = dict.fromkeys(PATH_FIELDS, 0)
-    values |= {"interval_s": interval_s, "lanes": lanes, "queued_bytes": (0, 0, 0), "oldest_s": (0.0, 0.0, 0.0)}
-    return PathSample(**(values | sums | known))
+        rows: tuple[tuple[Any, ...], ...] = lanes
+        values |= {name: sum(row[at] for row in rows) for at, name in SUMS.items()}
+        values |= {"rtt_s": values["rtt_s"] / len(lanes), "min_rtt_s": min(lane.min_rtt_s for lane in lanes)}
+    return PathSample(**(values | known))

@@ -39,7 +39,6 @@ LAYERS, EXTENT, WINDOW = 2, 2, 128
 TOKENS, SLOTS = 800, 128
 WORKERS = 8
 CONFIG = Config(lanes=3, resume_timeout_s=5.0, offer_timeout_s=10.0, transfer_timeout_s=60.0, connect_timeout_s=5.0)
-TROUBLES = "lane", "lane", "control", "cut", "stall one", "stall", "slow", "slices", "half", "hole", "bit", "close"
 Held = dict[str, dict[int, int]]
 """By group: the slot of each block."""
 

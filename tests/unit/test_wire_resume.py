@@ -173,7 +173,6 @@ def test_deadlines_run_on_while_the_link_is_down(sender: str, granted: bool) -> 
 # --- bounds -------------------------------------------------------------------------------------------------------
 
 
-LARGE = make_manifest(tokens=16 * 3000)
 BIG = Config(max_message_bytes=65536, max_transfers=64)
 
 

@@ -15,7 +15,6 @@ UNDER_TEST = (
     "kvwire.wire.preamble",
     "kvwire.wire.greeting",
 )
-ALSO_SEEN: tuple[str, ...] = ()
 
 LIMIT = 512
 """Of a message here, so that inputs stay small."""

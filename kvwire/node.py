@@ -131,7 +131,8 @@ class Node:
 
     @property
     def address(self) -> tuple[str, int]:
-        """Where it listens."""
+        """Where it listens. Closed where it does not, or is closed."""
+        self._check_open()
         if self._acceptor is None:
             raise Closed("this node does not listen")
         name = self._acceptor.listener.getsockname()
@@ -139,7 +140,7 @@ class Node:
 
     @property
     def port(self) -> int:
-        """The port it listens on."""
+        """The port it listens on. Closed as for `address`."""
         return self.address[1]
 
     @property
@@ -154,8 +155,9 @@ class Node:
     async def connect(self, host: str, port: int) -> Link:
         """Dial another node; returns when the session and its lanes are up (at least one, if time runs out).
 
-        AddressNotFound, ConnectRefused, ConnectTimeout, NotKvwire, VersionMismatch, ModeMismatch, AuthenticationFailed,
-        NotAllowed, ProtocolError, PeerBusy or LinkLost.
+        AddressNotFound, ConnectRefused, ConnectTimeout or another NetworkError; NotKvwire, VersionMismatch,
+        ModeMismatch, AuthenticationFailed, NotAllowed, ProtocolError, PeerBusy or LinkLost; ConfigError for a port or a
+        local address that is none, LocalError where there is no descriptor left, Closed once the node is.
         """
         self._check_open()
         until = self._loop.time() + self.config.connect_timeout_s

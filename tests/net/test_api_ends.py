@@ -285,6 +285,9 @@ async def test_a_node_that_is_closed() -> None:
     for use in (node.accept(), node.connect("127.0.0.1", 7878)):
         with pytest.raises(Closed, match="the node is closed"):
             await use
+    for look in (lambda: node.address, lambda: node.port):
+        with pytest.raises(Closed, match="the node is closed"):
+            look()
     assert node.links == ()
 
 

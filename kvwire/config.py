@@ -34,7 +34,7 @@ class Config:
     the L2 cache while it is checked and copied, and is what one TCP super-packet holds."""
 
     stream_bytes: int = 512 * KIB
-    """Bytes of a lane's receive buffer, at least twice the cell size. Half of an L2 cache: what the kernel wrote
+    """Bytes of a lane's receive buffer, twice the cell size to 64 MiB. Half of an L2 cache: what the kernel wrote
     is still there when it is verified and placed (bench/stream_buffer.py)."""
 
     plain: bool = False
@@ -65,15 +65,15 @@ class Config:
     """Largest control message, 64 KiB to 64 MiB. 128 Ki tokens in blocks of 16 need 128 KiB of hashes a group."""
 
     max_links: int = 1024
-    """Links that a serving node holds at once, suspended ones included; of those, one that carries no transfer makes
-    room. Who dials in vain gets PeerBusy."""
+    """Links that a serving node holds at once, 1 to 2**20, suspended ones included; of those, one that carries no
+    transfer makes room. Who dials in vain gets PeerBusy."""
 
     max_handshakes: int = 256
-    """Connections that have not yet said who they are, at once; a further one takes the place of one that has got less
-    far than others."""
+    """Connections that have not yet said who they are, at once, 1 to 65536; a further one takes the place of one that
+    has got less far than others."""
 
     handshake_timeout_s: float = 5.0
-    """Longest time for a new connection to say who it is."""
+    """Longest time for a new connection to say who it is. This time and the next three: 1 ms to a week."""
 
     connect_timeout_s: float = 10.0
     """Longest time to resolve, dial and greet a peer."""
@@ -85,17 +85,18 @@ class Config:
     """Longest time a transfer may take from grant to receipt, when the call names none."""
 
     resume_timeout_s: float = 30.0
-    """How long a link whose control connection was lost waits for another one, with its transfers; 0: not at all.
-    The side that dialled dials again all the time; the shorter of both sides' times counts."""
+    """How long a link whose control connection was lost waits for another one, with its transfers, 0 (not at all) to a
+    week. The side that dialled dials again all the time; the shorter of both sides' times counts."""
 
     ping_interval_s: float = 1.0
-    """Silence on the control connection after which a ping is sent. Its answer proves nothing and is not waited for:
-    a peer whose Python stands still is alive. It gives the kernel something to miss when the peer's host is gone."""
+    """Silence on the control connection after which a ping is sent, 0.05 s to an hour. Its answer proves nothing and is
+    not waited for: a peer whose Python stands still is alive. It gives the kernel something to miss when the peer's
+    host is gone."""
 
     tcp_user_timeout_s: float = 3.5
-    """How long sent bytes may stay unacknowledged by the peer's kernel before a connection counts as dead
-    (TCP_USER_TIMEOUT, RFC 5482). With the pings, a host that is gone is noticed within 5 s; as links are resumed, a
-    path that was only slow costs nothing but a new connection."""
+    """How long sent bytes may stay unacknowledged by the peer's kernel before a connection counts as dead, 0.1 s to an
+    hour (TCP_USER_TIMEOUT, RFC 5482). With the pings, a host that is gone is noticed within 5 s; as links are resumed,
+    a path that was only slow costs nothing but a new connection."""
 
     local_addresses: tuple[str, ...] = ()
     """IP addresses of this host to dial from; lanes take them in turn, so that several network cards share the work.

@@ -116,8 +116,8 @@ class Link(Driver):
         that has passed (`deadline_s` of 0 or less): DeadlineExceeded, or it is sent, before all others of its class.
         `compression`: what its blocks go through, in the place of `Config.compression`.
         Raises SpecError, PlacementError, PolicyError, ConfigError and CodecMismatch (of `compression`),
-        DuplicateTransfer, LimitExceeded before anything is sent;
-        OfferRefused, ModelMismatch, DeadlineExceeded or LinkLost afterwards.
+        DuplicateTransfer, LimitExceeded, DeadlineExceeded (of `late`) or Closed before anything is sent;
+        OfferRefused, ModelMismatch, PeerAborted, DeadlineExceeded, LinkLost or Closed afterwards.
         """
         await self._greeting()
         check_source(manifest, source)
@@ -162,7 +162,7 @@ class Link(Driver):
         """What became of a transfer whose link was lost for good, perhaps at the very end (`CommitUnknown`).
 
         To be asked over another link to the same receiver: "committed", "refused", "aborted", or "unknown" where the
-        receiver has restarted or forgotten it; it remembers the latest 4096 transfers. DeadlineExceeded where no
+        receiver has restarted or forgotten it; it remembers a tenant's latest 4096 transfers. DeadlineExceeded where no
         answer comes within `timeout_s` (`Config.offer_timeout_s`).
         """
         await self._greeting()

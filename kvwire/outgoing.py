@@ -234,7 +234,7 @@ class Outgoing(Transfer):
 
         Until the receipt or an abort they must not be written (`Pages.check_free` says so). ReadyError for blocks
         that were not granted or were ready before, QueueFull where too much waits for the lanes; then none of the
-        call's blocks is ready.
+        call's blocks is ready. SpecError for a group or layer that there is not, Closed once the transfer is over.
         """
         # Before the lock, which the loop needs to end a transfer: whatever a caller iterates over may take its time.
         self._ready(group, layer, None if blocks is None else _block_numbers(group, blocks))

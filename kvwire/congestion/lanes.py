@@ -93,7 +93,7 @@ class LanePlanner:
 
     def start(self, rtt_s: float) -> int:
         """Lanes to begin with. What a slow start loses is a number of round trips whatever the path, so lanes grow
-        with the RTT: from 4 (under 6 ms) to 16 (from 40 ms). Beyond that another lane gains little of the first
+        with the RTT: from 4 (under 3.3 ms) to 16 (from 40 ms). Beyond that another lane gains little of the first
         transfer, and what it would gain of later ones is found out."""
         share = min(1.0, max(0.0, rtt_s) / START_RTT_S)
         lanes = FEWEST_LANES + int((START_LANES - FEWEST_LANES) * share)

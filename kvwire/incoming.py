@@ -75,8 +75,10 @@ class Incoming(Transfer):
         (`block_hashes`, its seed naming model revision and adapter; for a state its one key). Where the offer names
         other hashes for blocks that are wanted, or none, it is refused, and ContentMismatch is raised here: KV that was
         computed from something else is never committed.
-        PlacementError, before anything is sent, for blocks that are not on offer, kinds that go all or nothing,
-        slots that overlap, are in use, read-only or outside their pool.
+        Before anything is sent: PlacementError for blocks that are not on offer, kinds that go all or nothing, slots
+        that overlap, are in use or outside their pool, and a size of cells that cannot be (`Config.cell_bytes`);
+        SpecError for memory of another layout, or that cannot be written; LimitExceeded where the ledger would be more
+        than the peer reads; Closed once the offer is over.
         """
         self.grant_nowait(placement, cell_bytes=cell_bytes, expect=expect)
 
@@ -150,7 +152,7 @@ class Incoming(Transfer):
                 raise ContentMismatch(reason)
 
     async def refuse(self, reason: str = "") -> None:
-        """Decline the offer; the sender gets `OfferRefused` with this reason."""
+        """Decline the offer; the sender gets `OfferRefused` with this reason, which another tenant is not told."""
         if self._handle is not None or self._ended.done():
             raise Closed(f"{self!r} cannot be refused now")
         self._refuse(str(reason))

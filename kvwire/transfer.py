@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 class Receipt:
     """The transfer is committed: every byte that was granted is in its slot at the receiver.
 
-    Times are taken by the engine's threads. At the sender `elapsed_s` runs from the first `ready` to the receipt
-    and `tail_s` from the last `ready`; at the receiver from the first cell to the commit, and `tail_s` is None.
+    `bytes`: of the granted blocks, as they lie in memory. Times are taken by the engine's threads. At the sender
+    `elapsed_s` runs from the first `ready` to the receipt and `tail_s` from the last `ready`; at the receiver from the
+    first cell to the commit, and `tail_s` is None.
     """
 
     transfer_id: int

@@ -60,7 +60,7 @@ def synthetic(nbytes: int, page_bytes: int, most_bytes: int, content: str = NOIS
 def add_job_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags from which `job_of` makes a job."""
     add = parser.add_argument
-    add("--page", metavar="BYTES", type=parsed(parse_size), default=MIB, help="page size")
+    add("--page", metavar="BYTES", type=parsed(parse_size), default=MIB, help="page size (1MiB)")
     add("--scatter", action="store_true", help="pages in random order on both sides")
     add("--model", type=parsed(preset), metavar="NAME", help=f"move a model's KV: {', '.join(PRESETS)}")
     add("--tokens", type=within(1, MAX_TOKENS, int), metavar="N", help="tokens of the model's KV")

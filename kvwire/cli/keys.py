@@ -43,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def add_commands(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser("ca", help="make a CA")
     parser.add_argument("directory", nargs="?", default=CA_DIRECTORY, metavar="DIR", help=f"default: {CA_DIRECTORY}")
-    parser.add_argument("--tenant", action="append", default=[], help="its certificates count for this tenant only")
+    parser.add_argument(
+        "--tenant", action="append", default=[], help="its certificates count for this tenant only; may be repeated"
+    )
     _add_days(parser, CA_DAYS)
     parser.set_defaults(command=_ca)
 

@@ -57,7 +57,7 @@ Extension = TypeVar("Extension", bound=x509.ExtensionType)
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """What kvwire reads in a certificate.
+    """What kvwire reads in a certificate, `der`. It is valid from `begins` to `expires`, UTC.
 
     `fingerprint` is SHA-256 (hex) of the whole. `subject` is None unless there is exactly one SAN URI with kvwire's
     scheme, and it is well-formed. `is_authority`: whether it says that it may issue others; `may_sign`: whether
@@ -93,6 +93,7 @@ class Certificate:
 
     @property
     def pem(self) -> str:
+        """The same in PEM."""
         return x509.load_der_x509_certificate(self.der).public_bytes(serialization.Encoding.PEM).decode()
 
     def is_issued_by(self, authority: Certificate) -> bool:

@@ -53,7 +53,7 @@ def add_command(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser("doctor", help="what slows kvwire down here", description=__doc__)
     add = parser.add_argument
     add("host", nargs="?", metavar="HOST", help="measure the path to this host too")
-    add("-p", dest="port", metavar="PORT", type=within(1, 65535, int), default=DEFAULT_PORT, help="its kvwire port")
+    add("-p", "--port", type=within(1, 65535, int), default=DEFAULT_PORT, help=f"its port ({DEFAULT_PORT})")
     sealing.add_arguments(parser)
     add("--rate", metavar="RATE", type=parsed(parse_rate), help="wanted, as 25G (the link's speed if known, else 10G)")
     add("--json", action="store_true", help=record.HELP)

@@ -38,7 +38,7 @@ def add_command(subparsers: Subparsers) -> None:
     add_address_arguments(parser, "address of this host to dial from")
     add(
         "-P",
-        dest="lanes",
+        "--lanes",
         metavar="LANES",
         type=within(1, 64, int),
         help="TCP lanes; as many as the path is worth without",

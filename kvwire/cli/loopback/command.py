@@ -56,14 +56,22 @@ VS = f"compare with iperf3, plain, page=SIZE, or another compression: {OFF}, {AU
 def add_command(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser("loopback", help="two processes on this machine", description=__doc__)
     add = parser.add_argument
-    add("-P", dest="lanes", metavar="LANES", type=within(1, 64, int), default=LOOPBACK_LANES, help="TCP lanes")
+    lanes = within(1, 64, int)
+    add("-P", "--lanes", metavar="LANES", type=lanes, default=LOOPBACK_LANES, help=f"TCP lanes ({LOOPBACK_LANES})")
     size = parsed(parse_size)
-    add("-n", dest="nbytes", metavar="BYTES", type=size, default=2048 * MIB, help="bytes per run, as 512MiB or 2G")
+    add(
+        "-n",
+        dest="nbytes",
+        metavar="BYTES",
+        type=size,
+        default=2048 * MIB,
+        help="bytes per run, as 512MiB or 2G (2GiB)",
+    )
     add_job_arguments(parser)
     add("--busy-host", action="store_true", help="a pure-Python loop in both processes, beside loops of their own")
     add("--plain", action="store_true", help="CRC32C, no encryption, no keys")
     add("--vs", type=parsed(_comparison), metavar="WHAT", action="append", default=[], help=VS)
-    add("--runs", type=within(1, 1000, int), metavar="N", default=5, help="rounds of the measurement")
+    add("--runs", type=within(1, 1000, int), metavar="N", default=5, help="rounds of the measurement (5)")
     add("--cc", metavar="NAME", help="congestion control of all sockets (cubic where there is one)")
     add("--json", action="store_true", help=record.HELP)
     parser.set_defaults(command=command)

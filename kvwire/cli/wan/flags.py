@@ -143,9 +143,14 @@ def add_arguments(subparsers: Subparsers, about: str | None) -> argparse.Argumen
     add = parser.add_argument
     add("--cc", metavar="NAME", help="congestion control of all sockets (bbr where there is one)")
     add("--controller", metavar="NAME", help="kvwire's own congestion controller, such as fixed:pace_bps=5e8")
-    add("-P", "--lanes", dest="lanes", metavar="LANES", type=within(1, 64, int), help="TCP lanes, fixed")
+    add("-P", "--lanes", metavar="LANES", type=within(1, 64, int), help="TCP lanes, fixed")
     add("--size", metavar="BYTES", type=size, help="of a transfer (512MiB; 64MiB where several keep the link full)")
-    add("--runs", type=within(1, 1000, int), metavar="N", help="of which the median counts")
+    add(
+        "--runs",
+        type=within(1, 1000, int),
+        metavar="N",
+        help="of which the median counts (5; one of --urgent, 3 of --step, --black-hole, --beside)",
+    )
     add("--seconds", type=within(1, 3600, float), help="of a run over a link that changes or is shared (30)")
     add("--plain", action="store_true", help="CRC32C, no encryption, no keys")
     add("--vs", metavar="iperf3|none", type=parsed(_comparison), help="yardstick in the same rounds (iperf3)")

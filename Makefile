@@ -106,9 +106,9 @@ $(STAMPS)/fuzz: $(STAMPS)/strict
 	@touch $@
 
 # sdist, wheel from it, empty environment, a transfer: in each of PYTHONS, or in the first interpreter of each supported
-# version on PATH or under pyenv.
+# version on PATH or under pyenv. What it has made lies in dist then.
 test-package: $(STAMPS)/strict
-	$(BIN)/python tests/package/check_wheel.py $(PYTHONS)
+	$(BIN)/python tests/package/check_wheel.py --keep dist $(PYTHONS)
 
 # The ARMv8 code of CRC32C, cross-compiled and run under emulation. Needs, as Debian names them: gcc-aarch64-linux-gnu,
 # libc6-dev-arm64-cross, qemu-user-static.

@@ -33,7 +33,7 @@ MAX_ATTACHMENT_BYTES = 64 * 1024
 
 
 class GroupKind(enum.StrEnum):
-    """What a group's bytes are. It decides what a receiver may leave out (see `Manifest.check_grant`)."""
+    """What a group's bytes are. It decides what a receiver may leave out (see `wire.check_grant`)."""
 
     FULL = "full"
     """Full attention: every token has its own bytes; a receiver may take any subset of the blocks."""

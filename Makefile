@@ -19,7 +19,7 @@ SOURCES := pyproject.toml setup.py README.md kvwire/version.py \
 demo: $(STAMPS)/installed
 	$(BIN)/python -m kvwire.cli.demo
 
-# Both at once, and of the first several files: it waits for sockets most of the time, the other for the processor.
+# Both at once: test-net, several files at a time, waits for sockets most of the time, and test-pure for the processor.
 test: lint
 	@$(MAKE) --no-print-directory --jobs=2 test-net test-pure
 

@@ -111,10 +111,10 @@ class Link(Driver):
         """Offer a transfer, best before prefill starts; returns when the receiver has granted it.
 
         `source`: where each group's blocks lie, `{"group": pages.at(slots)}`. `timeout_s`: longest wait for the
-        grant. `deadline_s`: longest life of the transfer; of one class, what has the earliest leaves first. `klass`: 0
-        urgent, 1 demand, 2 background; a higher one leaves first, and none starves. `late`: what becomes of a deadline
-        that has passed (`deadline_s` of 0 or less): DeadlineExceeded, or it is sent, before all others of its class.
-        `compression`: what its blocks go through, in the place of `Config.compression`.
+        grant. `deadline_s`: longest time from there to the receipt; of one class, what has the earliest deadline leaves
+        first. `klass`: 0 urgent, 1 demand, 2 background; a higher one leaves first, and none starves. `late`: what
+        becomes of a deadline that has passed (`deadline_s` of 0 or less): DeadlineExceeded, or it is sent, before all
+        others of its class. `compression`: what its blocks go through, in the place of `Config.compression`.
         Raises SpecError, PlacementError, PolicyError, ConfigError and CodecMismatch (of `compression`),
         DuplicateTransfer, LimitExceeded, DeadlineExceeded (of `late`) or Closed before anything is sent;
         OfferRefused, ModelMismatch, PeerAborted, DeadlineExceeded, LinkLost or Closed afterwards.

@@ -10,7 +10,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 		sys.exit(sys.version_info < (3, 11) or not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
 		>/dev/null 2>&1 && echo $$python && break; done)
 
-SOURCES := pyproject.toml setup.py README.md kvwire/version.py \
+SOURCES := pyproject.toml setup.py kvwire/version.py \
 	$(shell find kvwire/_ext kvwire/emulate -name '*.pyx' -o -name '*.pxd' -o -name '*_impl.c' -o -name '*.h')
 
 .PHONY: demo test test-net test-pure lint sim test-models test-arm test-package test-wan test-wan-netem \

@@ -12,6 +12,7 @@ from kvwire.congestion import (
     controllers,
     register_controller,
 )
+from kvwire.digests import block_hashes, layout_digest
 from kvwire.errors import (
     AddressNotFound,
     AttachmentError,
@@ -86,8 +87,6 @@ from kvwire.types import (
     Manifest,
     ModelTag,
     Part,
-    block_hashes,
-    layout_digest,
 )
 from kvwire.version import __version__
 from kvwire.wire import WIRE_VERSION

@@ -7,9 +7,7 @@ unless a name says otherwise. Words as in docs/design.md.
 from __future__ import annotations
 
 import enum
-import hashlib
 import math
-import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +22,8 @@ MAX_LAYERS = 1024
 MAX_SEGMENTS = 4096
 """Most layers of all groups of a manifest together."""
 MAX_PARTS = 16
+MAX_AXES = 8
+"""Most axes of a part's shape."""
 MAX_BLOCKS = 1 << 20
 """Most blocks in one group: 16 Mi tokens at 16 tokens a block."""
 MAX_BLOCK_BYTES = 1 << 32
@@ -108,9 +108,25 @@ def _check_name(what: str, name: object) -> None:
         raise SpecError(f"{what} is {name!r:.80}; expected a string of 1 to {MAX_NAME_BYTES} UTF-8 bytes")
 
 
-def _check_int(what: str, value: object, low: int, high: int) -> None:
+def check_int(what: str, value: object, low: int, high: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise SpecError(f"{what} is {value!r:.80}; expected an integer in {low} to {high}")
+
+
+def _check_tuple(what: str, value: object, kind: type, most: int) -> None:
+    if not isinstance(value, tuple) or not 1 <= len(value) <= most or not all(isinstance(it, kind) for it in value):
+        raise SpecError(f"{what} are {value!r:.80}; expected a tuple of 1 to {most}, each of type {kind.__name__}")
+
+
+def _numbers(layers: Iterable[int]) -> tuple[int, ...]:
+    """What cannot be iterated over is left as it is, for GroupSpec to refuse."""
+    return tuple(layers) if isinstance(layers, Iterable) else layers
+
+
+def check_specs(specs: object) -> None:
+    """SpecError for what is no sequence of GroupSpec."""
+    if not isinstance(specs, Sequence) or not all(isinstance(spec, GroupSpec) for spec in specs):
+        raise SpecError(f"specs are {specs!r:.80}; expected a list of GroupSpec")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +161,11 @@ class Part:
 
     def __post_init__(self) -> None:
         _check_name("part name", self.name)
-        if not isinstance(self.shape, tuple) or not 1 <= len(self.shape) <= 8:
-            raise SpecError(f"part {self.name}: shape is {self.shape!r:.80}; expected a tuple of 1 to 8 integers")
+        _check_tuple(f"part {self.name}: extents of shape", self.shape, int, MAX_AXES)
         for extent in self.shape:
-            _check_int(f"part {self.name}: an extent of shape {self.shape}", extent, 1, MAX_BLOCK_BYTES)
+            check_int(f"part {self.name}: an extent of shape {self.shape}", extent, 1, MAX_BLOCK_BYTES)
         if self.token_axis is not None:
-            _check_int(f"part {self.name}: token_axis", self.token_axis, 0, len(self.shape) - 1)
+            check_int(f"part {self.name}: token_axis", self.token_axis, 0, len(self.shape) - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +176,8 @@ class BlockRange:
     stop: int
 
     def __post_init__(self) -> None:
-        _check_int("block range start", self.start, 0, MAX_BLOCKS)
-        _check_int(f"block range stop (start {self.start})", self.stop, self.start, MAX_BLOCKS)
+        check_int("block range start", self.start, 0, MAX_BLOCKS)
+        check_int(f"block range stop (start {self.start})", self.stop, self.start, MAX_BLOCKS)
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -190,21 +205,19 @@ class GroupSpec:
         _check_name("group name", self.name)
         if not isinstance(self.kind, GroupKind) or not isinstance(self.dtype, DType):
             raise SpecError(f"group {self.name}: kind {self.kind!r} and dtype {self.dtype!r} must be enum members")
-        if not isinstance(self.layers, tuple) or not 1 <= len(self.layers) <= MAX_LAYERS:
-            raise SpecError(f"group {self.name}: layers must be a tuple of 1 to {MAX_LAYERS} layer numbers")
+        _check_tuple(f"group {self.name}: layers", self.layers, int, MAX_LAYERS)
         for layer in self.layers:
-            _check_int(f"group {self.name}: layer", layer, 0, 1 << 20)
+            check_int(f"group {self.name}: layer", layer, 0, 1 << 20)
         if len(set(self.layers)) != len(self.layers):
             raise SpecError(f"group {self.name}: a layer is named twice in {self.layers}")
-        if not isinstance(self.parts, tuple) or not 1 <= len(self.parts) <= MAX_PARTS:
-            raise SpecError(f"group {self.name}: parts must be a tuple of 1 to {MAX_PARTS} parts")
+        _check_tuple(f"group {self.name}: parts", self.parts, Part, MAX_PARTS)
         if len({part.name for part in self.parts}) != len(self.parts):
             raise SpecError(f"group {self.name}: two parts have the same name")
         if self.kind.is_state:
             if self.block_tokens or self.window or not type(self.block_tokens) is type(self.window) is int:
                 raise SpecError(f"group {self.name}: a state has no block_tokens and no window")
         else:
-            _check_int(f"group {self.name}: block_tokens", self.block_tokens, 1, 1 << 30)
+            check_int(f"group {self.name}: block_tokens", self.block_tokens, 1, 1 << 30)
             for part in self.parts:
                 if part.token_axis is not None and part.shape[part.token_axis] != self.block_tokens:
                     raise SpecError(
@@ -212,21 +225,21 @@ class GroupSpec:
                         f"token axis; expected block_tokens = {self.block_tokens}"
                     )
         if self.kind is GroupKind.WINDOW:
-            _check_int(f"group {self.name}: window", self.window, 1, 1 << 40)
+            check_int(f"group {self.name}: window", self.window, 1, 1 << 40)
         elif self.window or type(self.window) is not int:  # False is another layout, and no number to a peer
             raise SpecError(f"group {self.name}: only a sliding-window group has a window")
         total = sum(self.part_bytes(index) for index in range(len(self.parts)))
-        _check_int(f"group {self.name}: bytes per block", total, 1, MAX_BLOCK_BYTES)
+        check_int(f"group {self.name}: bytes per block", total, 1, MAX_BLOCK_BYTES)
         object.__setattr__(self, "block_bytes", total)
 
     def part_bytes(self, index: int) -> int:
         """Bytes of part `index` in one block."""
-        _check_int(f"group {self.name}: number of a part", index, 0, len(self.parts) - 1)
+        check_int(f"group {self.name}: number of a part", index, 0, len(self.parts) - 1)
         return math.prod(self.parts[index].shape) * self.dtype.itemsize
 
     def blocks_for(self, tokens: int) -> BlockRange:
         """The blocks that exist after `tokens` tokens: all, those that touch the window, or the one state."""
-        _check_int("tokens", tokens, 1, 1 << 40)
+        check_int("tokens", tokens, 1, 1 << 40)
         if self.kind.is_state:
             return BlockRange(0, 1)
         stop = -(-tokens // self.block_tokens)
@@ -253,50 +266,20 @@ class GroupSpec:
         shape = (block_tokens, heads, head_dim) if axis == 0 else (heads, block_tokens, head_dim)
         parts = (Part("k", shape, axis), Part("v", shape, axis))
         kind = GroupKind.WINDOW if window else GroupKind.FULL
-        return cls(name, kind, tuple(layers), dtype, parts, block_tokens, window)
+        return cls(name, kind, _numbers(layers), dtype, parts, block_tokens, window)
 
     @classmethod
     def mla(cls, name: str, layers: Iterable[int], dtype: DType, *, block_tokens: int, latent: int) -> GroupSpec:
         """MLA: one latent of `latent` elements per token (compressed KV and decoupled rotary key together)."""
         part = Part("latent", (block_tokens, latent), 0)
-        return cls(name, GroupKind.MLA, tuple(layers), dtype, (part,), block_tokens)
+        return cls(name, GroupKind.MLA, _numbers(layers), dtype, (part,), block_tokens)
 
     @classmethod
     def state(
         cls, name: str, kind: GroupKind, layers: Iterable[int], dtype: DType, shape: tuple[int, ...]
     ) -> GroupSpec:
         """A recurrent or convolution state of `shape` per layer."""
-        return cls(name, kind, tuple(layers), dtype, (Part("state", shape),))
-
-
-def layout_digest(specs: Sequence[GroupSpec]) -> str:
-    """SHA-256 (hex) over everything that decides where a KV byte lies: kinds, layers, dtypes, parts, in order."""
-    digest = hashlib.sha256(b"kvwire layout 1")
-    for spec in specs:
-        fields = (spec.name, spec.kind.value, spec.layers, spec.dtype.value, spec.block_tokens, spec.window)
-        parts = tuple((part.name, part.shape, part.token_axis) for part in spec.parts)
-        text = repr((fields, parts)).encode()
-        digest.update(len(text).to_bytes(8, "little") + text)
-    return digest.hexdigest()
-
-
-def block_hashes(tokens: Sequence[int], block_tokens: int, *, seed: bytes = b"") -> tuple[bytes, ...]:
-    """Chained 16-byte hashes of the full blocks of a prompt, so that equal hashes mean equal whole prefixes.
-
-    `hash[i] = SHA-256(hash[i-1] || tokens of block i as little-endian u64)[:16]`, with `seed` before the first:
-    put there what else decides the KV (model tag, adapter, tenant salt). A last, partial block is hashed too.
-    """
-    _check_int("block_tokens", block_tokens, 1, 1 << 30)
-    if not isinstance(seed, bytes):
-        raise SpecError(f"seed is {seed!r:.80}; expected bytes")
-    out = [hashlib.sha256(b"kvwire prefix 1" + seed).digest()[:16]]
-    try:
-        for first in range(0, len(tokens), block_tokens):
-            block = b"".join(operator.index(it).to_bytes(8, "little") for it in tokens[first : first + block_tokens])
-            out.append(hashlib.sha256(out[-1] + block).digest()[:16])
-    except (TypeError, ValueError, OverflowError, LookupError) as error:
-        raise SpecError(f"tokens are a sequence of integers in 0 to 2**64 - 1: {error}") from None
-    return tuple(out[1:])
+        return cls(name, kind, _numbers(layers), dtype, (Part("state", shape),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,11 +329,10 @@ class Manifest:
             raise SpecError(f"residency is {self.residency!r:.80}; expected a region: {LABEL_RULE}")
         if not isinstance(self.model, ModelTag):
             raise SpecError(f"model is {self.model!r:.80}; expected a ModelTag")
-        _check_int("tokens", self.tokens, 1, 1 << 40)
+        check_int("tokens", self.tokens, 1, 1 << 40)
         if not isinstance(self.attachment, bool):  # a peer that is sent anything else ends the link
             raise SpecError(f"attachment is {self.attachment!r:.80}; expected True or False")
-        if not isinstance(self.groups, tuple) or not 1 <= len(self.groups) <= MAX_GROUPS:
-            raise SpecError(f"a manifest has 1 to {MAX_GROUPS} groups, in a tuple")
+        _check_tuple("groups of a manifest", self.groups, GroupOffer, MAX_GROUPS)
         if sum(len(group.spec.layers) for group in self.groups) > MAX_SEGMENTS:
             raise SpecError(f"the groups of a manifest have more than {MAX_SEGMENTS} layers together")
         if len({group.spec.name for group in self.groups}) != len(self.groups):
@@ -376,8 +358,7 @@ class Manifest:
         residency: str = "",
     ) -> Manifest:
         """A manifest that offers every block that `tokens` tokens make; `hashes` by group name."""
-        if not isinstance(specs, Sequence) or not all(isinstance(spec, GroupSpec) for spec in specs):
-            raise SpecError(f"specs are {specs!r:.80}; expected a list of GroupSpec")
+        check_specs(specs)
         if not isinstance(hashes, Mapping | None):
             raise SpecError(f"hashes are {hashes!r:.80}; expected a dict from group name to a tuple of bytes")
         groups = tuple(GroupOffer(s, s.blocks_for(tokens), (hashes or {}).get(s.name, ())) for s in specs)

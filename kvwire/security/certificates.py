@@ -274,6 +274,7 @@ class Authority:
         `replace`: over an identity that is there, by one rename; what the directory trusts stays as it is. Without it
         IdentityError where there is one.
         """
+        _check_subject(subject)
         begins, expires = _period(days, now)
         check_time(self.certificate, Path(CA), begins + BACKDATED)
         issuer = x509.load_der_x509_certificate(self.certificate.der)
@@ -298,6 +299,7 @@ def self_signed(
     now: datetime | None = None,
 ) -> Certificate:
     """A key and a certificate that no CA has signed, for peers that pin it. Written as by `Authority.issue`."""
+    _check_subject(subject)
     key = Ed25519PrivateKey.generate()
     certificate = _signed(_leaf(subject, _name(subject.name), key, key, _period(days, now)), key)
     where = Path(directory)
@@ -306,6 +308,11 @@ def self_signed(
             files.check_absent(where / IDENTITY)
         _write_identity(where, key, certificate)
     return certificate
+
+
+def _check_subject(subject: object) -> None:
+    if not isinstance(subject, Subject):
+        raise IdentityError(f"subject is {subject!r:.80}; expected a Subject")
 
 
 def _write_trust(path: Path, pem: bytes) -> None:

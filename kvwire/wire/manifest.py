@@ -6,6 +6,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
+from kvwire.digests import layout_digest
 from kvwire.errors import KvwireError, PlacementError, ProtocolError
 from kvwire.types import (
     HASH_BYTES,
@@ -18,7 +19,6 @@ from kvwire.types import (
     Manifest,
     ModelTag,
     Part,
-    layout_digest,
 )
 
 MAX_RUNS = 1 << 16

@@ -29,13 +29,13 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 # What a link may take beyond what it had when its lanes were up and one transfer had gone through. In bytes; the names
 # are those of kvwire/_ext/core.pxd and kvwire/wire/session.py.
-MAX_CELL, CLAIM_BYTES_MAX, CONTROL_BYTES, HEADER_BYTES = 256 * 1024, 256 * 1024, 4096, 48
+MAX_CELL, CLAIM_BYTES_MAX, CONTROL_BYTES = 256 * 1024, 256 * 1024, 4096
+BATCH_FRAMES, HEADER_BYTES, TAG_BYTES = 16, 48, 16
 LOG_RUNS, ENTRY_BYTES, RUN_BYTES, MAX_QUEUED_FACTOR = 4096, 80, 72, 4
 LANE_BYTES = (
     CONFIG.stream_bytes
-    + (CLAIM_BYTES_MAX + MAX_CELL)  # stage
-    + (CONTROL_BYTES + HEADER_BYTES + MAX_CELL)  # rest
     + CONTROL_BYTES
+    + (2 * CONTROL_BYTES + CLAIM_BYTES_MAX + MAX_CELL + BATCH_FRAMES * (HEADER_BYTES + TAG_BYTES))  # rest
     + LOG_RUNS * ENTRY_BYTES
 )
 RUNS = CONFIG.max_queued_runs + LANES * LOG_RUNS  # what a lane had sent comes back when it is lost

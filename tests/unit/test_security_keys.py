@@ -80,6 +80,14 @@ def test_none_outlives_its_ca(tmp_path: Path) -> None:
     assert not (tmp_path / "late").exists()
 
 
+def test_a_subject_is_one(tmp_path: Path) -> None:
+    authority = Authority.create(tmp_path / "ca")
+    for make in (self_signed, authority.issue):
+        with pytest.raises(IdentityError, match="subject is 3; expected a Subject"):
+            make(tmp_path / "p", 3)  # type: ignore[arg-type]
+    assert not (tmp_path / "p").exists()
+
+
 @pytest.mark.parametrize("days", [0, -1, 36501])
 def test_days_have_bounds(tmp_path: Path, days: int) -> None:
     with pytest.raises(IdentityError, match="expected 1 to 36500"):

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvwire.digests import block_hashes, layout_digest
 from kvwire.errors import SpecError
 from kvwire.types import (
     MAX_BLOCKS,
@@ -25,8 +26,6 @@ from kvwire.types import (
     Manifest,
     ModelTag,
     Part,
-    block_hashes,
-    layout_digest,
 )
 
 MODEL = ModelTag("model", "r1", "d1")
@@ -104,9 +103,9 @@ def test_what_a_kind_allows(kind: GroupKind, state: bool, subset: bool) -> None:
         (lambda: ModelTag("x", revision="é" * 129), "model revision"),
         (lambda: ModelTag("x", layout=b"d"), "model layout"),  # type: ignore[arg-type]
         (lambda: Part("", (1,)), "part name"),
-        (lambda: Part("k", ()), "shape is"),
+        (lambda: Part("k", ()), "extents of shape are"),
         (lambda: Part("k", [4, 2]), "expected a tuple"),  # type: ignore[arg-type]
-        (lambda: Part("k", (1,) * 9), "shape is"),
+        (lambda: Part("k", (1,) * 9), "extents of shape are"),
         (lambda: Part("k", (4, 0)), r"an extent of shape \(4, 0\) is 0"),
         (lambda: Part("k", (4, True)), "an extent"),
         (lambda: Part("k", (4, 2), 2), "token_axis is 2; expected an integer in 0 to 1"),
@@ -116,13 +115,15 @@ def test_what_a_kind_allows(kind: GroupKind, state: bool, subset: bool) -> None:
         (lambda: group(name=""), "group name"),
         (lambda: group(kind="full"), "must be enum members"),
         (lambda: group(dtype="fp16"), "must be enum members"),
-        (lambda: group(layers=()), "layers must be"),
-        (lambda: group(layers=[0]), "layers must be"),
-        (lambda: group(layers=tuple(range(MAX_LAYERS + 1))), "layers must be"),
+        (lambda: group(layers=()), "layers are"),
+        (lambda: group(layers=[0]), "layers are"),
+        (lambda: group(layers=tuple(range(MAX_LAYERS + 1))), "layers are"),
         (lambda: group(layers=(-1,)), "layer is -1"),
         (lambda: group(layers=(2, 2)), "named twice"),
-        (lambda: group(parts=()), "parts must be"),
-        (lambda: group(parts=tuple(Part(str(n), (4,)) for n in range(MAX_PARTS + 1))), "parts must be"),
+        (lambda: GroupSpec.mla("mla", 3, DType.BF16, block_tokens=4, latent=1), "layers are 3"),  # type: ignore[arg-type]
+        (lambda: group(parts=()), "parts are"),
+        (lambda: group(parts=("k",)), "each of type Part"),
+        (lambda: group(parts=tuple(Part(str(n), (4,)) for n in range(MAX_PARTS + 1))), "parts are"),
         (lambda: group(parts=(Part("k", (4,)), Part("k", (4,)))), "two parts have the same name"),
         (lambda: group(block_tokens=0), "block_tokens is 0"),
         (lambda: group(block_tokens=8), "part k has 4 tokens along its token axis; expected block_tokens = 8"),
@@ -135,6 +136,8 @@ def test_what_a_kind_allows(kind: GroupKind, state: bool, subset: bool) -> None:
         (lambda: group(kind=GroupKind.CONV, block_tokens=0, window=0.0), "a state has no block_tokens"),
         (lambda: group(parts=(Part("k", (1 << 20, 1 << 20)),)), "bytes per block"),
         (lambda: attention(order="DHN"), "order is 'DHN'"),
+        (lambda: attention(heads="2"), "extents of shape are"),
+        (lambda: layout_digest([3]), "expected a list of GroupSpec"),  # type: ignore[list-item]
         (lambda: group().part_bytes(1), "number of a part is 1; expected an integer in 0 to 0"),
         (lambda: group().part_bytes(-1), "number of a part is -1"),
         (lambda: group().part_bytes(0.0), "number of a part is 0.0"),  # type: ignore[arg-type]
@@ -245,11 +248,11 @@ def test_equal_hashes_mean_equal_prefixes(tokens: list[int], other: list[int], b
         (lambda: manifest(residency="EU"), "residency"),
         (lambda: manifest(model="model"), "expected a ModelTag"),
         (lambda: manifest(tokens=0), "tokens is 0"),
-        (lambda: manifest(groups=()), "1 to 64 groups"),
-        (lambda: manifest(groups=[GroupOffer(STATE, BlockRange(0, 1))]), "in a tuple"),
+        (lambda: manifest(groups=()), "1 to 64, each of type GroupOffer"),
+        (lambda: manifest(groups=[GroupOffer(STATE, BlockRange(0, 1))]), "expected a tuple"),
         (
             lambda: manifest(groups=tuple(GroupOffer(group(name=str(n)), BlockRange(0, 1)) for n in range(65))),
-            f"1 to {MAX_GROUPS} groups",
+            f"1 to {MAX_GROUPS}, each of type GroupOffer",
         ),
         (lambda: manifest(groups=(GroupOffer(STATE, BlockRange(0, 1)),) * 2), "the same name"),
         (lambda: manifest(tokens=32), r"blocks 0\.\.3 on offer, but 32 tokens make blocks 0\.\.2"),

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-BASE = {"errors", "types", "config", "version"}
+BASE = {"errors", "types", "digests", "config", "version"}
 # Of the data plane: what neither owns a thread nor touches a socket, so that a test can drive it from Python.
 PURE_EXT = {"_ext.crc32c", "_ext.frame", "_ext.lanelog", "_ext.layout", "_ext.ledger", "_ext.sendqueue"}
 
@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "version": set(),
     "errors": BASE,
     "types": BASE,
+    "digests": BASE,
     "config": BASE,
     "_ext": {"errors"},
     "wire": BASE | PURE_EXT,

@@ -21,7 +21,8 @@ from kvwire import (
     ProtocolError,
     SpecError,
 )
-from kvwire.types import BlockRange, Grant, ModelTag, layout_digest
+from kvwire.digests import layout_digest
+from kvwire.types import BlockRange, Grant, ModelTag
 from kvwire.wire import Session, control_preamble, events, schema, states
 from kvwire.wire.greeting import GREETING_BYTES
 from kvwire.wire.manifest import pack_manifest, pack_runs

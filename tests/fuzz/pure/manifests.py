@@ -161,9 +161,9 @@ def _spec(cursor: Cursor) -> None:
 
 def plant() -> None:
     """Numbers that are held against their largest value only."""
-    check = types._check_int
+    check = types.check_int
 
     def lenient(what: str, value: object, low: int, high: int) -> None:
         check(what, value, -(1 << 63) if what.endswith("start") or what == "tokens" else low, high)
 
-    types._check_int = lenient
+    types.check_int = lenient

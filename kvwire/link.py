@@ -121,6 +121,7 @@ class Link(Driver):
         """
         await self._greeting()
         check_source(manifest, source)
+        source = dict(source)  # it is asked again with each grant, and is the caller's to change meanwhile
         try:
             self._node._guard.check_sending(self.identity, manifest)
         except PolicyError as error:

@@ -119,6 +119,24 @@ async def test_a_source_that_was_closed() -> None:
         await kit.still_works(pair)
 
 
+async def test_a_source_that_its_caller_uses_again() -> None:
+    """What was offered is sent, whatever becomes of the dict that said where it lies."""
+    offer = manifest()
+    source, target = Caches(offer, filled=True), Caches(offer)
+    slots = source.at()
+    async with joined() as pair:
+        offering = asyncio.create_task(pair.link.offer(offer, slots))
+        incoming = await pair.server.accept()
+        slots["full"] = source.pages["full"].at(range(13))  # of the next request
+        await incoming.grant(target.at())
+        out = await offering
+        slots.clear()
+        kit.ready_all(out)
+        await out.committed()
+        await incoming.committed()
+        same(source, target)
+
+
 # --- grants ---------------------------------------------------------------------------------------------------
 
 

@@ -227,7 +227,7 @@ class Node:
             return
         if asyncio.get_running_loop() is not self._loop:
             raise WrongThread("the node belongs to another event loop", hint="close it there, or close that loop first")
-        if self._closing is None:
+        if self._closing is None or self._closing.cancelled():  # as whoever cancels all tasks does
             self._closed = True
             self._offer_came.set()
             self._closing = self._loop.create_task(self._close())

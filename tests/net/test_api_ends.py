@@ -380,3 +380,19 @@ async def test_a_cancelled_close_closes_all_the_same() -> None:
         await closing
     await node.close()
     assert node.engine.fileno() == -1
+
+
+async def test_a_close_goes_on_where_all_tasks_were_cancelled() -> None:
+    """As whoever is told to stop does: the node's own tasks are among them."""
+    for turns in range(8):
+        async with await kit.serve("127.0.0.1", 0) as server, await kit.start() as node:
+            await node.connect("127.0.0.1", server.port)
+            closing = asyncio.create_task(node.close())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+            await asyncio.wait((closing,))
+            await node.close()
+            assert node.engine.fileno() == -1
+            assert not node.links

@@ -338,8 +338,10 @@ class Node:
 
     def _outcome(self, tenant: str, link_id: bytes, transfer: int) -> str:
         """What became of a transfer that this tenant offered to this node."""
-        link = next((link for link in self._links if link._session.link_id == link_id), None)
-        return self._outcomes.of(tenant, link, link_id, transfer)
+        # Both ends, where the node has dialled itself, of which only one was offered it; and those that are gone.
+        ends = [*(link for link in self._links if link._session.link_id == link_id), None]
+        found = {self._outcomes.of(tenant, link, link_id, transfer) for link in ends} - {"unknown"}
+        return found.pop() if found else "unknown"
 
     def _diallers_to(self, dialler: Dialler) -> list[Dialler]:
         """Those of other links to the same host, with which a link shares its lanes."""

@@ -308,3 +308,20 @@ async def test_cells_larger_and_smaller_than_segments() -> None:
             await incoming.committed()
             same(source, target)
             assert incoming.progress[0] == -(-1_000_003 // cell) + 2 * -(-3 * WINDOW.block_bytes // cell)
+
+
+async def test_a_node_that_has_dialled_itself() -> None:
+    """One node may be both ends: it knows what became of what it was offered, either way."""
+    async with await kit.serve() as node:
+        link = await node.connect("127.0.0.1", node.port)
+        await kit.eventually(lambda: len(node.links) == 2, "both ends")
+        (back,) = (each for each in node.links if each is not link)
+        for number, end in enumerate((link, back)):
+            offer = manifest(f"r{number}")
+            source, target = Caches(offer, filled=True), Caches(offer)
+            out, incoming = await granted(end, node, offer, source, target)
+            kit.ready_all(out)
+            await out.committed()
+            await incoming.committed()
+            same(source, target)
+            assert await end.outcome_of(out) == "committed"

@@ -168,7 +168,7 @@ cdef class InTransfer:
                 pthread_cond_wait(&t.changed, &t.link.lock)
             state = t.state
             pthread_mutex_unlock(&t.link.lock)
-            signal_engine(t.link.engine)
+        signal_engine(t.link.engine)       # with the GIL: the engine must not close its descriptor in between
         return STATES[state]
 
     def __del__(self):

@@ -378,7 +378,7 @@ cdef class EngineLink:
                 while self.c.inc[i] != NULL:
                     in_end(self.c.inc[i], LOST)
             pthread_mutex_unlock(&self.c.lock)
-            signal_engine(&self.engine.c)
+        signal_engine(&self.engine.c)      # with the GIL: the engine must not close its descriptor in between
 
     def __del__(self):
         """Before the collector takes anything apart: `drain` no longer gives this handle out, and lanes are closed."""

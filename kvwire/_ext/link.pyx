@@ -79,7 +79,7 @@ cdef void forget_dirty(engine_t *e, dirty_t *d) noexcept nogil:
 
 
 cdef void signal_engine(engine_t *e) noexcept nogil:
-    """Tell the event loop that the dirty list is not empty; called without locks."""
+    """Tell the event loop that the dirty list is not empty; called without locks, by workers or with the GIL."""
     cdef uint64_t one = 1
     if kv_exchange(&e.signalled, 1) == 0:
         write(e.event_fd, &one, sizeof(one))

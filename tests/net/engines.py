@@ -1,6 +1,7 @@
 """Two engines joined by real TCP on loopback, and memory to move between them."""
 
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -230,3 +231,16 @@ def raw_peer(
     finally:
         link.close()
         engine.close()
+
+
+def in_child(work: Callable[[], None]) -> int:
+    """Exit status of a forked child that does `work`; fails when it hangs."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            signal.alarm(10)
+            work()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

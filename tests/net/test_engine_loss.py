@@ -4,21 +4,22 @@ import gc
 import os
 import random
 import select
-import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 from kvwire._ext.incoming import InTransfer
 from kvwire._ext.outgoing import OutTransfer
 from kvwire.errors import Closed, ProtocolError
-from tests.net.engines import CELL, PATIENCE_S, Memory, Pair, all_ready, closures, commit, tcp_pair, until
+from tests.net.engines import CELL, PATIENCE_S, Memory, Pair, all_ready, closures, commit, in_child, tcp_pair, until
 
 pytestmark = pytest.mark.usefixtures("nothing_left", "sealing")
 
@@ -270,19 +271,6 @@ def test_handles_that_end_in_a_cycle() -> None:
         gc.collect()
 
 
-def in_child(work: Callable[[], None]) -> int:
-    """Exit status of a forked child that does `work`; fails when it hangs."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            signal.alarm(10)
-            work()
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_fork() -> None:
     """The child's handles raise and can be dropped; the parent's transfer goes on."""
@@ -365,3 +353,15 @@ def all_raise(calls: list[Callable[[], None]]) -> None:
     for call in calls:
         with pytest.raises((Closed, ProtocolError)):
             call()
+
+
+def test_an_abort_writes_into_nobody_else_s_file(tmp_path: Path) -> None:
+    """A thread that wakes the engine must not be overtaken by its end: the descriptor may be another file's by then."""
+    library = tmp_path / "late_write.so"
+    here = Path(__file__).parent
+    make = ("cc", "-shared", "-fPIC", "-O2", "-Wall", "-Werror", here / "late_write.c", "-o", library)
+    subprocess.run(make, check=True)
+    variables = os.environ | {"LD_PRELOAD": f"{os.environ.get('LD_PRELOAD', '')} {library}".strip()}
+    command = (sys.executable, "-m", "tests.net.late_process")
+    done = subprocess.run(command, env=variables, cwd=here.parents[1], capture_output=True, timeout=60)
+    assert (done.stdout, done.stderr) == (b"b''\n", b"")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -151,6 +153,7 @@ class Outgoing(Transfer):
         """Block numbers that the receiver wants, per group, ascending."""
         self._positions: dict[str, NDArray[np.int64]] = {}
         self._ready_lock = threading.Lock()
+        _outgoing.add(self)
         self._ready_before = 0, 0, 0  # a handle ago: first and last `ready`, and when they were repeated
         try:
             self._leases += [slots.lease_read(f"transfer {self.transfer_id}") for slots in offer.source.values()]
@@ -344,3 +347,18 @@ class Outgoing(Transfer):
         (first, last), receipt = self._ready_times(), self._handle.times_ns[2]
         seconds = (receipt - first) / 1e9, (receipt - last) / 1e9
         return Receipt(self.transfer_id, self.manifest.request_id, self._bytes, *seconds, self._coded)
+
+    def _after_fork(self) -> None:
+        """In a forked child: who had the lock may be a thread that is no more."""
+        self._ready_lock = threading.Lock()
+
+
+_outgoing: weakref.WeakSet[Outgoing] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for outgoing in list(_outgoing):
+        outgoing._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

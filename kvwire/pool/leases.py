@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from typing import Final
 
 import numpy as np
@@ -38,6 +40,7 @@ class LeaseTable:
         self._writing = np.zeros(slots, np.bool_)
         self._held: set[Lease] = set()
         self.closed = False
+        _tables.add(self)
 
     def take(self, pages: object, slots: NDArray[np.int64], who: str, *, writes: bool) -> Lease:
         """A lease on `slots` of `pages`. `PlacementError` where one is being written or, to write, being read."""
@@ -61,11 +64,11 @@ class LeaseTable:
         with self._lock:
             if lease not in self._held:
                 return
-            self._held.remove(lease)
             if lease.writes:
                 self._writing[lease.slots] = False
             else:
                 self._readers[lease.slots] -= 1
+            self._held.remove(lease)  # last: a fork that another thread makes finds it whole, or not begun
 
     def check_free(self, slots: NDArray[np.int64]) -> None:
         """`LeaseHeld` if any of `slots` is leased; the message says which and by whom."""
@@ -85,3 +88,18 @@ class LeaseTable:
     def _describe(self, slot: int) -> str:
         lease = next(lease for lease in self._held if slot in lease.slots)
         return f"slot {slot} is still being {'written' if lease.writes else 'read'} by {lease.who}"
+
+    def _after_fork(self) -> None:
+        """In a forked child: who had the lock may be a thread that is no more."""
+        self._lock = threading.Lock()
+
+
+_tables: weakref.WeakSet[LeaseTable] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for table in list(_tables):
+        table._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

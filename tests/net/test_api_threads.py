@@ -24,7 +24,7 @@ from kvwire import (
     WrongThread,
 )
 from tests.net import kit
-from tests.net.engines import open_things
+from tests.net.engines import in_child, open_things
 from tests.net.kit import FIVE, Caches, granted, joined, manifest, offered, same
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -364,3 +364,43 @@ async def test_blocks_that_take_their_time_stop_nobody() -> None:
         with pytest.raises(Closed):
             await thread
         await kit.still_works(pair)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+async def test_a_fork_while_other_threads_hold_locks() -> None:
+    """The child's half of a transfer waits for no thread that is no more, and neither does its memory."""
+    offer = manifest(attachment=True)
+    source, target = Caches(offer, filled=True), Caches(offer)
+    held, forked = threading.Event(), threading.Event()
+    async with joined() as pair:
+        out, incoming = await granted(pair.link, pair.server, offer, source, target)
+        first, second = (caches.pages["full"]._leases._lock for caches in (source, target))
+
+        def hold() -> None:
+            with out._ready_lock, first, second:
+                held.set()
+                forked.wait(kit.PATIENCE_S)
+
+        def use() -> None:
+            calls: tuple[Callable[[], None], ...] = (lambda: out.ready("full", 0), lambda: out.attach(1))
+            for call in calls:
+                with pytest.raises(Closed, match="parent"):
+                    call()
+            for half, caches in ((out, source), (incoming, target)):
+                with pytest.raises(LeaseHeld):
+                    caches.check_free()
+                half.abort_nowait("in the child")
+                caches.check_free()
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        assert await asyncio.to_thread(held.wait, kit.PATIENCE_S)
+        status = in_child(use)
+        forked.set()
+        thread.join()
+        assert status == 0
+        out.attach(1)
+        kit.ready_all(out)
+        await out.committed()
+        await incoming.committed()
+    same(source, target)

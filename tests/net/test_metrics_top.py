@@ -89,6 +89,11 @@ def test_a_lower_bound_is_marked_as_one(capsys: pytest.CaptureFixture[str]) -> N
     assert "≥ 100 Mbit/s" in capsys.readouterr().out
 
 
+def test_a_host_whose_name_cannot_be_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["http://prefill..local/metrics", "--once"]) == 2
+    assert capsys.readouterr().err.startswith("kvwire-top: http://prefill..local/metrics: ")
+
+
 def test_an_endpoint_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     gone = f"http://127.0.0.1:{free_port()}/metrics"
     with scraped(a_node()) as url:

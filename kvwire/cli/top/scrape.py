@@ -126,7 +126,7 @@ def _look(url: str) -> NodeView:
         return NodeView(url, error=f"answers {error.code} {error.reason}")
     except urllib.error.URLError as error:
         return NodeView(url, error=_reason(error.reason))
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: a name that cannot be one
         return NodeView(url, error=_reason(error))
     if len(body) > MOST_BYTES:
         return NodeView(url, error=f"says more than {MOST_BYTES >> 20} MiB")

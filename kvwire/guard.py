@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from kvwire.codecs import Codec
 from kvwire.codecs.choice import taken
 from kvwire.control import Stream
-from kvwire.errors import KvwireError, PolicyError
+from kvwire.errors import ConfigError, KvwireError, PolicyError
 from kvwire.security import AuditLog, Certificate, Identity, Peer, Policy, Usage
 from kvwire.security.schedule import Agreement
 from kvwire.security.tls import Tls
@@ -32,6 +32,14 @@ class Guard:
     """Of one node."""
 
     def __init__(self, identity: Identity | None, policy: Policy, audit: AuditLog | None) -> None:
+        """ConfigError for anything else: a node would come up with it, and lose every peer."""
+        for name, given, kind in (
+            ("identity", identity, Identity),
+            ("policy", policy, Policy),
+            ("audit", audit, AuditLog),
+        ):
+            if given is not None and not isinstance(given, kind):
+                raise ConfigError(f"{name} is {given!r:.80}; expected a kvwire.{kind.__name__}")
         self._identity = identity
         self._policy = policy
         self._audit = audit

@@ -93,6 +93,8 @@ class Incoming(Transfer):
         if self._handle is not None or self._error is not None or self._ended.done():
             raise Closed(f"{self!r} cannot be granted now")
         check_slots("placement", placement)
+        if not isinstance(expect, Mapping | None):
+            raise SpecError(f"expect is {expect!r:.80}; expected a dict from group name to hashes")
         unknown = set(placement) - {group.spec.name for group in self.manifest.groups}
         if unknown:
             raise PlacementError(f"no group is called {sorted(unknown)[0]!r} in this offer")
@@ -139,7 +141,7 @@ class Incoming(Transfer):
     ) -> None:
         """Refuse an offer that names other content than is expected for these blocks."""
         name, hashes = offer.spec.name, expect.get(offer.spec.name)
-        if hashes is None or isinstance(hashes, bytes) or len(hashes) <= int(blocks[-1]):
+        if not isinstance(hashes, Sequence) or isinstance(hashes, bytes) or len(hashes) <= int(blocks[-1]):
             raise SpecError(
                 f"expect has no hash of block {blocks[-1]} of group {name}", hint="block_hashes(tokens, ...)"
             )

@@ -404,7 +404,7 @@ def _guard(config: Config, identity: Identity | None, policy: Policy | None, aud
             hint="identity=Identity.load(directory), of what kvwire-keys made; or Config(plain=True) on both ends",
         )
     sockets.check_congestion(config)
-    guard = Guard(identity, policy or Policy(), audit)
+    guard = Guard(identity, Policy() if policy is None else policy, audit)
     # ConfigError now, and not when somebody dials or offers.
     make_controller(config.controller)
     check_names(config.compression)

@@ -379,6 +379,10 @@ async def test_configurations_that_cannot_be() -> None:
             await somebody
     with pytest.raises(ConfigError, match=r"config is dict; expected kvwire.Config"):
         await Node.start({"lanes": 2})  # type: ignore[arg-type]
+    wrong: Any
+    for wrong in ({"policy": {}}, {"policy": ["acme"]}, {"audit": "/var/log/audit"}, {"identity": "kvwire-keys"}):
+        with pytest.raises(ConfigError, match=r"expected a kvwire\.(Policy|AuditLog|Identity)"):
+            await kit.start(**wrong)
     with pytest.raises(ConfigError, match="lanes is 65; expected 1 to 64"):
         Config(lanes=65)
     for start in (kit.serve("127.0.0.1", 0, Config(congestion="nagle")), kit.start(Config(congestion="nagle"))):

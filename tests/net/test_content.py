@@ -111,6 +111,11 @@ async def test_expectations_that_are_none() -> None:
             with pytest.raises(SpecError, match="no hash of block 12 of group full"):
                 await incoming.grant(target.at(), expect=expect)
             target.check_free()
+        others: tuple[Any, ...] = (hashes_of(TOKENS)["full"], "full", {"full": 13}, {"full": iter([b"x" * 16])})
+        for expect in others:
+            with pytest.raises(SpecError, match="expect"):
+                await incoming.grant(target.at(), expect=expect)
+            target.check_free()
         await incoming.grant(target.at(), expect=hashes_of(TOKENS))
         await task
 

@@ -248,7 +248,8 @@ class Outgoing(Transfer):
         with self._ready_lock:  # so that nothing gets between the checks and what they are for
             runs = [(0, len(self.granted[group]))] if wanted is None else self._position_runs(group, wanted)
             queued = self._link.engine_link.queued_runs
-            if queued and queued + len(runs) > self._link.config.max_queued_runs:
+            full = queued and queued + len(runs) > self._link.config.max_queued_runs
+            if full and self._handle.state == "active":  # else it is over, which is said below
                 raise QueueFull(
                     f"{queued} runs of ready cells wait for the lanes to {self._link.peer}",
                     hint="await wait_ready(...), name more blocks a call, or raise Config.max_queued_runs",

@@ -1,6 +1,7 @@
 """A peer that takes less than is made ready: `ready` says so, or `wait_ready` waits; memory stays bounded."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -8,7 +9,7 @@ import pytest
 
 from kvwire import Closed, Config, DType, GroupSpec, Incoming, Outgoing, PeerAborted, QueueFull
 from tests.net import kit
-from tests.net.kit import Caches, same, through_proxy
+from tests.net.kit import Caches, granted, joined, manifest, same, through_proxy
 from tests.net.proxy import Proxy
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -140,3 +141,21 @@ async def test_an_iterator_waits_with_the_rest() -> None:
         await out.committed()
         await incoming.committed()
         same(source, target)
+
+
+async def test_a_transfer_that_is_over_while_the_queue_is_full() -> None:
+    """Who tries again until there is room hears that it is over."""
+    first, second = manifest("first", tokens=2000), manifest("second")
+    async with joined(client=Config(lanes=1, max_queued_runs=1)) as pair:
+        pair.link.set_budget(1e3, expires_in_s=100, min_bps=1e3)
+        out, _ = await granted(pair.link, pair.server, first, Caches(first), Caches(first))
+        other, _ = await granted(pair.link, pair.server, second, Caches(second), Caches(second))
+        with contextlib.suppress(QueueFull):
+            for block in range(125):
+                out.ready("full", 0, [block])
+        with pytest.raises(QueueFull):
+            other.ready("full", 0)
+        await other.abort()
+        with pytest.raises(Closed):
+            other.ready("full", 0)
+        await out.abort()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import time
-import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +32,7 @@ from kvwire.errors import (
     ReadyError,
     SpecError,
 )
+from kvwire.forks import add_lock
 from kvwire.pool import Slots
 from kvwire.transfer import Receipt, Transfer, check_slots, runs_of
 from kvwire.types import MAX_ATTACHMENT_BYTES, MAX_BLOCKS, BlockRange, Grant, GroupOffer, Manifest
@@ -143,6 +142,8 @@ class Outgoing(Transfer):
     """
 
     _handle: OutTransfer
+    _lock: threading.Lock
+    """Of what is ready."""
 
     def __init__(self, link: Link, offer: Offer, grant: Grant, codecs: Sequence[int]) -> None:
         super().__init__(link, offer.transfer, offer.manifest, offer.klass)
@@ -152,8 +153,7 @@ class Outgoing(Transfer):
         self.granted: dict[str, tuple[int, ...]] = {}
         """Block numbers that the receiver wants, per group, ascending."""
         self._positions: dict[str, NDArray[np.int64]] = {}
-        self._ready_lock = threading.Lock()
-        _outgoing.add(self)
+        add_lock(self)
         self._ready_before = 0, 0, 0  # a handle ago: first and last `ready`, and when they were repeated
         try:
             self._leases += [slots.lease_read(f"transfer {self.transfer_id}") for slots in offer.source.values()]
@@ -193,7 +193,7 @@ class Outgoing(Transfer):
 
         OfferRefused where it wants more than before: nobody knows whether those blocks are computed.
         """
-        with self._ready_lock:
+        with self._lock:
             before, was = self._handle, self.granted
             if before.state != "active":
                 return  # given up meanwhile by another thread, and the loop is about to hear of it
@@ -226,7 +226,7 @@ class Outgoing(Transfer):
         return first_before or first, last_before if last == repeated else last
 
     def _release(self) -> None:
-        with self._ready_lock:  # or a grant that comes once more would read what is given back
+        with self._lock:  # or a grant that comes once more would read what is given back
             super()._release()
 
     # --- what is ready --------------------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ class Outgoing(Transfer):
     def _ready(self, group: str, layer: int, wanted: NDArray[np.int64] | None) -> None:
         check_outside_codecs()
         segment = self.manifest.segment(group, layer)
-        with self._ready_lock:  # so that nothing gets between the checks and what they are for
+        with self._lock:  # so that nothing gets between the checks and what they are for
             runs = [(0, len(self.granted[group]))] if wanted is None else self._position_runs(group, wanted)
             queued = self._link.engine_link.queued_runs
             full = queued and queued + len(runs) > self._link.config.max_queued_runs
@@ -314,7 +314,7 @@ class Outgoing(Transfer):
             raise AttachmentError(
                 f"the attachment packs to {len(data)} bytes; at most {MAX_ATTACHMENT_BYTES} may travel"
             )
-        with self._ready_lock:
+        with self._lock:
             self._handle.attach(data)
 
     async def committed(self) -> Receipt:
@@ -348,18 +348,3 @@ class Outgoing(Transfer):
         (first, last), receipt = self._ready_times(), self._handle.times_ns[2]
         seconds = (receipt - first) / 1e9, (receipt - last) / 1e9
         return Receipt(self.transfer_id, self.manifest.request_id, self._bytes, *seconds, self._coded)
-
-    def _after_fork(self) -> None:
-        """In a forked child: who had the lock may be a thread that is no more."""
-        self._ready_lock = threading.Lock()
-
-
-_outgoing: weakref.WeakSet[Outgoing] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for outgoing in list(_outgoing):
-        outgoing._after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)

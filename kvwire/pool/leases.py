@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import threading
-import weakref
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvwire.errors import Closed, LeaseHeld, PlacementError
+from kvwire.forks import add_lock
 
 
 class Lease:
@@ -34,13 +33,14 @@ class Lease:
 class LeaseTable:
     """The leases on the slots of one group's memory. Thread-safe."""
 
+    _lock: threading.Lock
+
     def __init__(self, slots: int) -> None:
-        self._lock = threading.Lock()
+        add_lock(self)
         self._readers = np.zeros(slots, np.int32)
         self._writing = np.zeros(slots, np.bool_)
         self._held: set[Lease] = set()
         self.closed = False
-        _tables.add(self)
 
     def take(self, pages: object, slots: NDArray[np.int64], who: str, *, writes: bool) -> Lease:
         """A lease on `slots` of `pages`. `PlacementError` where one is being written or, to write, being read."""
@@ -88,18 +88,3 @@ class LeaseTable:
     def _describe(self, slot: int) -> str:
         lease = next(lease for lease in self._held if slot in lease.slots)
         return f"slot {slot} is still being {'written' if lease.writes else 'read'} by {lease.who}"
-
-    def _after_fork(self) -> None:
-        """In a forked child: who had the lock may be a thread that is no more."""
-        self._lock = threading.Lock()
-
-
-_tables: weakref.WeakSet[LeaseTable] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for table in list(_tables):
-        table._after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)

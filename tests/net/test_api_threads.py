@@ -377,7 +377,7 @@ async def test_a_fork_while_other_threads_hold_locks() -> None:
         first, second = (caches.pages["full"]._leases._lock for caches in (source, target))
 
         def hold() -> None:
-            with out._ready_lock, first, second:
+            with out._lock, first, second:
                 held.set()
                 forked.wait(kit.PATIENCE_S)
 

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-BASE = {"errors", "types", "digests", "config", "version"}
+BASE = {"errors", "types", "digests", "config", "version", "forks"}
 # Of the data plane: what neither owns a thread nor touches a socket, so that a test can drive it from Python.
 PURE_EXT = {"_ext.crc32c", "_ext.frame", "_ext.lanelog", "_ext.layout", "_ext.ledger", "_ext.sendqueue"}
 
@@ -18,6 +18,7 @@ PURE_EXT = {"_ext.crc32c", "_ext.frame", "_ext.lanelog", "_ext.layout", "_ext.le
 # it exports, no submodule.
 MAY_IMPORT: dict[str, set[str]] = {
     "version": set(),
+    "forks": set(),
     "errors": BASE,
     "types": BASE,
     "digests": BASE,

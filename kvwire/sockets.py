@@ -113,6 +113,8 @@ def tune(sock: socket.socket, config: Config) -> None:
 
 
 async def _resolve(host: str, port: int, *, passive: bool = False) -> list[tuple[int, tuple[object, ...]]]:
+    if not isinstance(host, str):
+        raise ConfigError(f"host is {host!r:.80}; expected a name or an address")
     loop = asyncio.get_running_loop()
     flags = socket.AI_PASSIVE if passive else 0
     try:
@@ -272,7 +274,7 @@ async def listen(host: str, port: int, config: Config) -> socket.socket:
     _check_port(port, 0)
     if not host and not socket.has_dualstack_ipv6():
         host = "0.0.0.0"
-    family, address = (await _resolve(host or "::", port, passive=True))[0]
+    family, address = (await _resolve("::" if host == "" else host, port, passive=True))[0]
     try:
         sock = socket.socket(family, socket.SOCK_STREAM)
     except OSError as error:

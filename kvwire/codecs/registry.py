@@ -102,9 +102,13 @@ def register_codec(
             raise ConfigError(f"codec {name!r}, id {wire_id}: there is {codec.name!r}, id {codec.wire_id}, already")
     if len(_codecs) >= MOST:
         raise ConfigError(f"codec {name!r}: there are {MOST} codecs already, and no more can be")
-    kinds, dtypes = frozenset(kinds), frozenset(dtypes)
+    taken = f"codec {name!r}: kinds are of GroupKind, dtypes of DType, one of each at least"
+    try:
+        kinds, dtypes = frozenset(kinds), frozenset(dtypes)
+    except TypeError:
+        raise ConfigError(taken) from None
     if not kinds or not kinds <= _ALL_KINDS or not dtypes or not dtypes <= _ALL_DTYPES:
-        raise ConfigError(f"codec {name!r}: kinds are of GroupKind, dtypes of DType, one of each at least")
+        raise ConfigError(taken)
     made = Codec(name, wire_id, bool(lossless), kinds, dtypes, _native(name, wire_id, encode, decode, provider, keep))
     _codecs[name] = made
     return made

@@ -41,6 +41,8 @@ class Paging:
     @classmethod
     def of(cls, spec: GroupSpec, block_tokens: int | None) -> Paging:
         """Paging for own pages of `block_tokens` tokens; None: as the spec. `SpecError` if neither divides."""
+        if not isinstance(spec, GroupSpec):
+            raise SpecError(f"spec is {spec!r:.80}; expected a GroupSpec")
         shapes = tuple(part.shape for part in spec.parts)
         if block_tokens is None or block_tokens == spec.block_tokens:
             return cls(spec, 1, 1, shapes)

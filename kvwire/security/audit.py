@@ -22,11 +22,10 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
-from pathlib import Path
 
 from kvwire.errors import AuditError
 from kvwire.security.chain import MAX_LINE, NO_LINE, Line
-from kvwire.security.files import PRIVATE
+from kvwire.security.files import PRIVATE, Name, path_of
 from kvwire.version import __version__
 
 EVENTS = {
@@ -97,12 +96,12 @@ class AuditLog:
     After a fork the log is the parent's: in the child `write` writes nothing, and `close` closes its descriptor only.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, path: Name, *, clock: Callable[[], float] = time.time) -> None:
         """Opens or makes the file, 0600 also where it was more, and writes "open". `clock`: seconds since 1970.
 
         AuditError where that cannot be, where another process has it, or where it ends with what is no event.
         """
-        self._path = Path(path)
+        self._path = path_of(path, AuditError)
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._clock = clock

@@ -168,7 +168,7 @@ def read_authorities(path: Path) -> tuple[Certificate, ...]:
     return found
 
 
-def check_leaf(certificate: Certificate, where: str | os.PathLike[str]) -> None:
+def check_leaf(certificate: Certificate, where: files.Name) -> None:
     """IdentityError where a node's certificate could be used to issue others."""
     if certificate.may_sign:
         raise IdentityError(
@@ -218,7 +218,7 @@ class Authority:
     @classmethod
     def create(
         cls,
-        directory: str | os.PathLike[str],
+        directory: files.Name,
         *,
         tenants: Collection[str] = (),
         days: int = CA_DAYS,
@@ -226,7 +226,7 @@ class Authority:
     ) -> Authority:
         """A new CA. With `tenants`, its certificates count for those tenants only, whoever trusts it (RFC 5280 name
         constraints). IdentityError where there is one in the directory already, or it cannot be written."""
-        where = Path(directory)
+        where = files.path_of(directory)
         for tenant in tenants:
             if not is_label(tenant):
                 raise IdentityError(f"tenant is {tenant!r:.80}; expected {LABEL_RULE}")
@@ -250,9 +250,9 @@ class Authority:
         return cls(certificate, key)
 
     @classmethod
-    def load(cls, directory: str | os.PathLike[str]) -> Authority:
+    def load(cls, directory: files.Name) -> Authority:
         """The CA of a directory. IdentityError where there is none that can be used."""
-        where = Path(directory)
+        where = files.path_of(directory)
         certificate = read_authorities(where / CA)[0]
         key = parse_key(files.read(where / CA_KEY, private=True), where / CA_KEY)
         check_key_fits(key, certificate, where / CA_KEY)
@@ -262,7 +262,7 @@ class Authority:
 
     def issue(
         self,
-        directory: str | os.PathLike[str],
+        directory: files.Name,
         subject: Subject,
         *,
         days: int = DAYS,
@@ -281,7 +281,7 @@ class Authority:
         key = Ed25519PrivateKey.generate()
         period = begins, min(expires, self.certificate.expires)
         certificate = _signed(_leaf(subject, issuer.subject, key, self._key, period), self._key)
-        where = Path(directory)
+        where = files.path_of(directory)
         with files.key_directory(where, make=True):
             if not replace:
                 files.check_absent(where / IDENTITY)
@@ -291,7 +291,7 @@ class Authority:
 
 
 def self_signed(
-    directory: str | os.PathLike[str],
+    directory: files.Name,
     subject: Subject,
     *,
     days: int = DAYS,
@@ -302,7 +302,7 @@ def self_signed(
     _check_subject(subject)
     key = Ed25519PrivateKey.generate()
     certificate = _signed(_leaf(subject, _name(subject.name), key, key, _period(days, now)), key)
-    where = Path(directory)
+    where = files.path_of(directory)
     with files.key_directory(where, make=True):
         if not replace:
             files.check_absent(where / IDENTITY)

@@ -12,7 +12,7 @@ from itertools import chain, pairwise
 from typing import BinaryIO
 
 from kvwire.errors import AuditError, LocalError
-from kvwire.security.files import open_at_once
+from kvwire.security.files import Name, open_at_once, path_of
 
 MAX_LINE = 256 * 1024
 """Bytes of a line: more than every field, each as long as it may be and each character escaped."""
@@ -59,18 +59,18 @@ class AuditReport:
     after_head: int | None = None
 
 
-def verify_audit(path: str | os.PathLike[str], head: str | None = None) -> AuditReport:
+def verify_audit(path: Name, head: str | None = None) -> AuditReport:
     """Follow the chain of an audit log from its first line to its last.
 
     AuditError names the line that was changed, removed, inserted, moved or cut in its middle. What was done to the last
     line, and whether lines after it were cut off, only a `head` can tell that was kept elsewhere: AuditError where no
     line has that hash. LocalError where the file cannot be read.
     """
-    name = os.fspath(path)
+    name = path_of(path, AuditError)
     before = last = Line(0, "", "", NO_LINE)
     found = None
     try:
-        with open(path, "rb", opener=open_at_once) as file:
+        with open(name, "rb", opener=open_at_once) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise LocalError(f"{name} is no regular file")
             for line, following in pairwise(chain(_lines(file), (None,))):

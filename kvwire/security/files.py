@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from kvwire.errors import IdentityError
+from kvwire.errors import IdentityError, KvwireError
 
 MAX_FILE_BYTES = 16 << 20
 """Far more than any of them needs: a revocation list of 100,000 certificates."""
@@ -23,8 +23,18 @@ PUBLIC = 0o644
 MAX_LINKS = 40
 """In a row, as the kernel has it."""
 
+Name = str | os.PathLike[str]
+
 Stamp = tuple[int, ...]
 """What tells one state of a file from another, be it that it cannot be looked at."""
+
+
+def path_of(name: Name, error: type[KvwireError] = IdentityError) -> Path:
+    """Of what an application calls a file; `error` for what is no name of one."""
+    try:
+        return Path(name)
+    except TypeError:
+        raise error(f"{name!r:.80} is no path; expected a string or a Path") from None
 
 
 def stamp(path: Path) -> Stamp:

@@ -39,8 +39,6 @@ another one is a change here, and of both ends."""
 
 log = logging.getLogger("kvwire")
 
-Name = str | os.PathLike[str]
-
 
 @dataclass(frozen=True, slots=True)
 class _Paths:
@@ -90,13 +88,13 @@ class Identity:
     @classmethod
     def load(
         cls,
-        directory: Name,
+        directory: files.Name,
         *,
-        certificate: Name | None = None,
-        key: Name | None = None,
-        ca: Name | None = None,
-        pins: Name | None = None,
-        revoked: Name | None = None,
+        certificate: files.Name | None = None,
+        key: files.Name | None = None,
+        ca: files.Name | None = None,
+        pins: files.Name | None = None,
+        revoked: files.Name | None = None,
     ) -> Identity:
         """An identity from a directory as kvwire-keys makes it; IdentityError says what is wrong with which file.
 
@@ -105,18 +103,18 @@ class Identity:
         least one of CA and pins has to be there. A peer has to satisfy either. kvwire-keys always makes a revocation
         list, so there has to be one too, unless `certificate` is named and `revoked` is not.
         """
-        where = Path(directory)
-        chain = where / (certificate or IDENTITY)
+        where = files.path_of(directory)
+        chain = where / files.path_of(certificate or IDENTITY)
         if certificate is None:
             revoked = revoked or REVOKED
-        expected = (where / name for name in (ca, pins, revoked) if name is not None)
+        expected = (where / files.path_of(name) for name in (ca, pins, revoked) if name is not None)
         return cls(
             _Paths(
                 certificate=chain,
-                key=chain if key is None else where / key,
-                ca=where / (ca or CA),
-                pins=where / (pins or PINS),
-                revoked=where / (revoked or REVOKED),
+                key=chain if key is None else where / files.path_of(key),
+                ca=where / files.path_of(ca or CA),
+                pins=where / files.path_of(pins or PINS),
+                revoked=where / files.path_of(revoked or REVOKED),
                 expected=frozenset(expected),
             )
         )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from kvwire.errors import IdentityError
 from kvwire.security import files
@@ -26,12 +24,12 @@ class KeyFiles:
     revoked: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> KeyFiles:
+    def read(cls, path: files.Name) -> KeyFiles:
         """Of a directory as kvwire-keys makes it, or of one file with certificates. IdentityError where it is neither.
 
         No key is read: a directory is shown by its public copy where there is one.
         """
-        where = Path(path)
+        where = files.path_of(path)
         if not where.is_dir():
             return cls(own=read_certificates(where))
         shown = next((name for name in (CERTIFICATE, IDENTITY) if (where / name).exists()), None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,21 +55,19 @@ def _parse(entry: Any, where: str) -> Pin:
         raise IdentityError(f"{where}: {error}") from None
 
 
-def pin(
-    directory: str | os.PathLike[str], certificate_file: str | os.PathLike[str], subject: Subject | None = None
-) -> Pin:
+def pin(directory: files.Name, certificate_file: files.Name, subject: Subject | None = None) -> Pin:
     """Let the node whose identity is in `directory` know a peer by its certificate.
 
     `subject` says who it is; None: its certificate does. A certificate that is pinned already gets the new names.
     IdentityError where nobody says who it is, it may sign others, or a file cannot be used.
     """
-    certificate = read_certificates(Path(certificate_file))[0]
+    certificate = read_certificates(files.path_of(certificate_file))[0]
     check_leaf(certificate, certificate_file)
     known = subject or certificate.subject
     if known is None:
         raise IdentityError(f"{certificate_file} is a certificate without kvwire's names", hint="say whose it is")
     made = Pin(certificate, known)
-    where = Path(directory)
+    where = files.path_of(directory)
     with files.key_directory(where):
         present = read_pins(where / PINS) if files.is_there(where / PINS) else ()
         others = tuple(each for each in present if each.certificate.fingerprint != certificate.fingerprint)

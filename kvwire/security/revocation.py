@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +15,7 @@ _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 def parse_fingerprint(text: str) -> str:
     """A SHA-256 as kvwire writes it, from 64 hex digits of either case, with colons or without."""
-    digits = text.strip().replace(":", "").lower()
+    digits = text.strip().replace(":", "").lower() if isinstance(text, str) else ""
     if not _FINGERPRINT.fullmatch(digits):
         raise IdentityError(f"{text!r:.100} is no fingerprint; expected SHA-256 as 64 hex digits")
     return digits
@@ -42,14 +41,14 @@ def read_revoked(path: Path) -> frozenset[str]:
     return frozenset(found)
 
 
-def revoke(directory: str | os.PathLike[str], fingerprint: str, note: str = "", *, now: datetime | None = None) -> bool:
+def revoke(directory: files.Name, fingerprint: str, note: str = "", *, now: datetime | None = None) -> bool:
     """Put a certificate on the list of the node whose identity is in `directory`; False where it was there.
 
     `note`: for people, for example its subject. Running nodes look at their list every second.
     """
     digits = parse_fingerprint(fingerprint)
     remark = ", ".join(filter(None, (" ".join(note.split()), f"{now or datetime.now(UTC):%Y-%m-%d}")))
-    path = Path(directory) / REVOKED
+    path = files.path_of(directory) / REVOKED
     with files.key_directory(path.parent):
         if files.is_there(path):
             if digits in read_revoked(path):

@@ -383,6 +383,12 @@ async def test_configurations_that_cannot_be() -> None:
     for wrong in ({"policy": {}}, {"policy": ["acme"]}, {"audit": "/var/log/audit"}, {"identity": "kvwire-keys"}):
         with pytest.raises(ConfigError, match=r"expected a kvwire\.(Policy|AuditLog|Identity)"):
             await kit.start(**wrong)
+    async with await kit.start() as node:
+        for host in (3, None, b"localhost"):
+            wrong = host
+            for use in (node.connect(wrong, 7878), kit.serve(wrong, 0)):
+                with pytest.raises(ConfigError, match=r"host is .*; expected a name or an address"):
+                    await use
     with pytest.raises(ConfigError, match="lanes is 65; expected 1 to 64"):
         Config(lanes=65)
     for start in (kit.serve("127.0.0.1", 0, Config(congestion="nagle")), kit.start(Config(congestion="nagle"))):

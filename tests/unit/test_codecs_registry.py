@@ -197,6 +197,7 @@ def test_a_codec_in_c(tmp_path: Path) -> None:
         ({"name": "Upper"}, "'Upper' is no name of a codec"),
         ({"name": ""}, "'' is no name"),
         ({"name": None}, "None is no name"),
+        ({"kinds": 3}, "kinds are of GroupKind"),
         ({"wire_id": 127}, "applications have 128 to 255"),
         ({"wire_id": 256}, "applications have 128 to 255"),
         ({"wire_id": "200"}, "applications have 128 to 255"),

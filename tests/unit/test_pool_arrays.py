@@ -114,6 +114,8 @@ def test_a_state_is_one_block() -> None:
     assert [s.read(0, s.nbytes) for s in segments] == [state[3].tobytes() for state in states]
     with pytest.raises(SpecError, match="a state has no tokens"):
         Pages(spec, states, block_tokens=2)
+    with pytest.raises(SpecError, match="spec is 3; expected a GroupSpec"):
+        Pages(3, states)  # type: ignore[arg-type]
 
 
 def test_empty_is_zeroed_aligned_and_shown() -> None:

@@ -15,7 +15,18 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from kvwire import Authority, Identity, IdentityError, KeyFiles, pin, revoke, self_signed
+from kvwire import (
+    AuditError,
+    AuditLog,
+    Authority,
+    Identity,
+    IdentityError,
+    KeyFiles,
+    pin,
+    revoke,
+    self_signed,
+    verify_audit,
+)
 from tests.unit.security_kit import DECODE, OTHER, PREFILL, forge, key_pem, put, under_one_ca
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -78,6 +89,25 @@ def test_none_outlives_its_ca(tmp_path: Path) -> None:
         with pytest.raises(IdentityError, match=sentence):
             authority.issue(tmp_path / "late", PREFILL, now=moment)
     assert not (tmp_path / "late").exists()
+
+
+@pytest.mark.parametrize("name", [3, None, b"keys"])
+def test_directories_and_files_have_names(name: Any) -> None:
+    for use in (
+        Identity.load,
+        Authority.load,
+        Authority.create,
+        KeyFiles.read,
+        lambda it: self_signed(it, PREFILL),
+        lambda it: pin("keys", it),
+        lambda it: revoke(it, "ab" * 32),
+        lambda it: Identity.load("keys", certificate="tls.crt", key=it or 3),
+    ):
+        with pytest.raises(IdentityError, match="is no path; expected a string or a Path"):
+            use(name)
+    for log in (AuditLog, verify_audit):
+        with pytest.raises(AuditError, match="is no path; expected a string or a Path"):
+            log(name)
 
 
 def test_a_subject_is_one(tmp_path: Path) -> None:
@@ -356,9 +386,9 @@ def test_a_list_that_people_have_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "ab", "zz" * 32, "ab" * 33, "-" + "ab" * 32, "ab" * 31 + "a\N{FULLWIDTH DIGIT ONE}"]
+    "text", ["", None, "ab", "zz" * 32, "ab" * 33, "-" + "ab" * 32, "ab" * 31 + "a\N{FULLWIDTH DIGIT ONE}"]
 )
-def test_what_is_no_fingerprint(tmp_path: Path, text: str) -> None:
+def test_what_is_no_fingerprint(tmp_path: Path, text: Any) -> None:
     self_signed(tmp_path / "p", PREFILL)
     before = contents(tmp_path / "p")
     with pytest.raises(IdentityError, match="expected SHA-256 as 64 hex digits"):

@@ -31,7 +31,7 @@ UNDER_TEST = (
 )
 
 NAMES = [name if name != "fixed" else "fixed:pace_bps=1e9" for name in controllers()]
-MOST_STEPS = 24
+MOST_STEPS = 16
 COUNTED = ("delivered_bytes", "segments", "retransmitted_segments", "spurious_segments", "inflight_bytes")
 MOST_COUNT = 1 << 63
 SECONDS = (0.0, 1e-6, 0.001, 0.02, 0.1, 1.0, 30.0, 1e6)

@@ -21,7 +21,8 @@ from tests.sim.sockets import here
 from tests.sim.transfers import SimInTransfer, SimOutTransfer
 
 LONG_STEP_S = 0.05
-CODED = ("encoded_bytes", "encode_ns", "coded_plain_bytes", "coded_wire_bytes", "decoded_bytes", "decode_ns")
+AUTO = ("auto_encoded_bytes", "auto_encode_ns", "auto_decoded_bytes", "auto_decode_ns")
+CODED = ("encoded_bytes", "encode_ns", "coded_plain_bytes", "coded_wire_bytes", "decoded_bytes", "decode_ns", *AUTO)
 
 
 class SimEngine:

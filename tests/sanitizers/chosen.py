@@ -66,6 +66,7 @@ ASAN = Choice(
     {
         "tests/net/test_engine_samples.py::TestSamples::test_what_lanes_take_of_memory": GLIBC,
         "tests/net/test_engine_hostile.py::test_a_peer_that_never_acknowledges": RESIDENT,
+        "tests/net/test_engine_loss.py::test_an_abort_writes_into_nobody_else_s_file": COMPILER,
         "tests/net/test_engine_suspend.py::test_what_waited_to_be_sent_is_given_back": RESIDENT,
         "tests/net/test_sealed_flood.py::test_ten_thousand_half_open_connections": RESIDENT,
         "tests/net/test_strangers.py::test_strangers_without_end": RESIDENT,

@@ -145,6 +145,8 @@ async def _send_honestly(process: Process) -> None:
         if link is not None and link.tainted:
             await link.close()
             link = await process.link_to(host)
+        if link is None:  # where all places of strangers are taken, chance decides who loses one
+            link = await process.link_to(host)
         if link is None:
             process.world.history.violate(LASTING, f"process {process.name} gets no link to {host} in peace")
             continue

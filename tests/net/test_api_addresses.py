@@ -298,13 +298,13 @@ async def test_another_host_of_the_same_name_is_not_the_one_that_is_away(monkeyp
 
 async def test_an_address_that_swallows_everything_only_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     """A name of several addresses, of which the first never answers: its backlog is full."""
-    with socket.create_server(("127.0.0.9", 0), backlog=0) as deaf, contextlib.ExitStack() as stack:
-        port = deaf.getsockname()[1]
-        for _ in range(4):  # until the kernel takes no more
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            filler.connect_ex(("127.0.0.9", port))
-        async with await kit.serve("127.0.0.1", port) as node, await kit.start() as client:
+    async with await kit.serve("127.0.0.1", 0) as node, await kit.start() as client:
+        port = node.port
+        with socket.create_server(("127.0.0.9", port), backlog=0), contextlib.ExitStack() as stack:
+            for _ in range(4):  # until the kernel takes no more
+                filler = stack.enter_context(socket.socket())
+                filler.setblocking(False)
+                filler.connect_ex(("127.0.0.9", port))
             resolve = sockets._resolve
 
             async def several(host: str, port: int, **more: Any) -> Any:
